@@ -1,0 +1,1 @@
+"""The one interface consumers use, and what stands behind it."""

@@ -1,0 +1,102 @@
+"""``qwenkit inspect``: what a model is and how much memory it needs, from its headers alone."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from qwenkit.cli.options import JsonFlag
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from qwenkit.weights.inspect import ModelReport
+
+
+def inspect_model(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="Short name, folder, .gguf file or hub id.")],
+    as_json: JsonFlag = False,
+) -> None:
+    """Show a model's architecture, size, format and memory needs without loading it."""
+    from qwenkit.weights.inspect import inspect_model as read_report
+
+    report = read_report(model)
+    if as_json:
+        print(json.dumps(report.to_dict(), ensure_ascii=False, indent=2))
+        return
+    from rich.console import Console
+
+    console = Console(highlight=False)
+    for table in (_facts(report), _tensors(report), _memory(report)):
+        console.print(table)
+
+
+def _table(title: str, *columns: str) -> Table:
+    """A table whose columns, but the first, hold numbers."""
+    from rich import box
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, title_style="bold")
+    for index, column in enumerate(columns):
+        table.add_column(column, justify="right" if index else "left", overflow="fold")
+    return table
+
+
+def _facts(report: ModelReport) -> Table:
+    from rich import box
+    from rich.table import Table
+
+    table = Table(show_header=False, box=box.SIMPLE)
+    table.add_column(style="bold")
+    table.add_column(overflow="fold")
+    rows: dict[str, Any] = {
+        "path": report.path,
+        "format": report.format,
+        "family": report.family,
+        "architecture": report.architecture,
+        "parameters": count(report.num_params),
+        **{name.replace("_", " "): f"{value:,}" for name, value in report.sizes.items()},
+        "dtype": report.dtype,
+        "quantisation": report.quantisation or "none",
+        "context length": f"{report.context_length:,}",
+        "chat template": report.chat_template,
+        "file size": size(report.file_bytes),
+    }
+    for name, value in rows.items():
+        table.add_row(name, str(value))
+    return table
+
+
+def _tensors(report: ModelReport) -> Table:
+    table = _table("Tensors", "dtype", "bytes")
+    for dtype, num_bytes in sorted(report.tensors.items(), key=lambda item: -item[1]):
+        table.add_row(dtype, size(num_bytes))
+    return table
+
+
+def _memory(report: ModelReport) -> Table:
+    table = _table("Memory", "dtype", "context", "weights", "KV cache", "together")
+    for row in report.memory:
+        dtype, context, *parts = row if isinstance(row, tuple | list) else (row.dtype, row.context)
+        table.add_row(str(dtype), f"{context:,}", *map(size, parts))
+    return table
+
+
+def size(num_bytes: int) -> str:
+    """Bytes as people read them: 92.1 MiB."""
+    value, unit = float(num_bytes), "B"
+    for larger in ("KiB", "MiB", "GiB", "TiB"):
+        if value < 1024:
+            break
+        value, unit = value / 1024, larger
+    return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
+
+
+def count(number: int) -> str:
+    """A count as people say it, with the exact number: 134.5 M (134,515,008)."""
+    for limit, letter in ((10**9, "B"), (10**6, "M")):
+        if number >= limit:
+            return f"{number / limit:.1f} {letter} ({number:,})"
+    return f"{number:,}"

@@ -1,0 +1,1 @@
+"""From a checkpoint's own settings to the one configuration the network reads."""

@@ -1,0 +1,64 @@
+"""Reads generation_config.json: default sampling, end tokens, chat format, history window."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from qwenkit.core.errors import ConfigError, InputError
+from qwenkit.core.types import SamplingParams
+
+GREEDY = SamplingParams(temperature=0.0, top_k=0, top_p=1.0, min_p=0.0, repetition_penalty=1.0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GenerationConfig:
+    """What a checkpoint says about generating with it."""
+
+    defaults: SamplingParams = GREEDY
+    """Sampling with every field set but max_tokens and seed; greedy unless do_sample is true, as in transformers."""
+    eos_ids: tuple[int, ...] = ()
+    chat_format: str | None = None
+    """Qwen v1 only: "chatml" for chat models, "raw" for base models."""
+    max_window_size: int | None = None
+    """Qwen v1 only: tokens of history kept."""
+
+
+def from_generation_config(raw: Mapping[str, Any], model_config: Mapping[str, Any]) -> GenerationConfig:
+    """Defaults from generation_config.json, with end tokens from config.json where it has none.
+
+    Raises:
+        ConfigError: a value is of the wrong kind or impossible.
+    """
+    sample = raw.get("do_sample", False)
+    eos = raw.get("eos_token_id", model_config.get("eos_token_id"))
+    eos_ids = tuple(eos) if isinstance(eos, list) else () if eos is None else (eos,)
+    stops = raw.get("stop_words_ids") or []
+    try:
+        if any(isinstance(i, bool) or not isinstance(i, int) for i in eos_ids):
+            raise InputError(f"eos_token_id={eos!r} must be a whole number or a list of them")
+        defaults = SamplingParams(
+            max_tokens=raw.get("max_new_tokens", raw.get("max_generate_size")),
+            temperature=_or(raw.get("temperature"), 1.0) if sample else 0.0,
+            top_k=_or(raw.get("top_k"), 0),
+            top_p=_or(raw.get("top_p"), 1.0),
+            min_p=_or(raw.get("min_p"), 0.0),
+            repetition_penalty=_or(raw.get("repetition_penalty"), 1.0),
+            # A sequence that is one end token adds nothing, the end token stops anyway.
+            stop_token_sequences=tuple(tuple(s) for s in stops if tuple(s) not in {(i,) for i in eos_ids}),
+        )
+    except (InputError, TypeError) as error:
+        raise ConfigError(f"generation_config.json: {error}") from None
+    window = raw.get("max_window_size", raw.get("max_context_size"))
+    if window is not None and (isinstance(window, bool) or not isinstance(window, int) or window < 1):
+        raise ConfigError(
+            f"generation_config.json: max_window_size={window!r} must be a whole number from 1 up"
+        )
+    return GenerationConfig(
+        defaults=defaults, eos_ids=eos_ids, chat_format=raw.get("chat_format"), max_window_size=window
+    )
+
+
+def _or(value: Any, default: float) -> Any:
+    return default if value is None else value

@@ -1,0 +1,232 @@
+"""Reads config.json of every supported family into a ModelConfig. Executes nothing, ignores nothing it would need."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from qwenkit.config.families import Family, family_of
+from qwenkit.config.model import ModelConfig, RopeConfig, RopeScaling
+from qwenkit.core.errors import ConfigError, UnsupportedModelError
+
+_MAX_JSON_BYTES = 64 * 2**20
+_SCALING_KEYS = {
+    "factor": "factor",
+    "original_max_position_embeddings": "original_length",
+    "beta_fast": "beta_fast",
+    "beta_slow": "beta_slow",
+    "low_freq_factor": "low_freq_factor",
+    "high_freq_factor": "high_freq_factor",
+    "attention_factor": "attention_factor",
+    "truncate": "truncate",
+}
+# Switches that change the network; any other value than these would silently give wrong numbers.
+_FIXED = {
+    "hidden_act": ("silu", "swish"),
+    "scale_attn_weights": (True,),
+    "no_bias": (True,),
+    "rope_interleaved": (False,),
+    "partial_rotary_factor": (1, 1.0),
+}
+
+
+def read_json(path: Path, *, what: str = "file") -> dict[str, Any]:
+    """The JSON object in ``path``.
+
+    Raises:
+        ConfigError: it is missing, too large, not JSON or not an object.
+    """
+    try:
+        if path.stat().st_size > _MAX_JSON_BYTES:
+            raise ConfigError(
+                f"{path} is larger than {_MAX_JSON_BYTES >> 20} MiB, so it is no {what}; check the folder"
+            )
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"{path.parent} has no {path.name}; give a model folder that holds one") from None
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise ConfigError(f"{path} is not valid JSON ({error}); fetch the file again") from None
+    if not isinstance(data, dict):
+        raise ConfigError(f"{path} holds a {type(data).__name__}, not a JSON object; fetch the file again")
+    return data
+
+
+def from_hf(raw: Mapping[str, Any]) -> tuple[Family, ModelConfig]:
+    """The family and configuration that a config.json object describes.
+
+    Raises:
+        ConfigError: a key is missing, of the wrong kind or contradicts another.
+        UnsupportedModelError: an architecture or a feature qwenkit does not run.
+    """
+    architectures = raw.get("architectures") or [None]
+    if not isinstance(architectures, list) or not isinstance(raw.get("model_type", ""), str):
+        raise ConfigError(
+            f"config.json: architectures={architectures!r} must be a list of names and model_type a name"
+        )
+    family = family_of(architectures[0], raw.get("model_type"))
+    for key, allowed in _FIXED.items():
+        if raw.get(key, allowed[0]) not in allowed:
+            raise UnsupportedModelError(
+                f"config.json: {key}={raw[key]!r} is not supported; only {allowed[0]!r} is"
+            )
+    values = {name: _lookup(raw, family, name) for name in family.keys}
+    config = _build(raw, family, values)
+    return family, config
+
+
+def _lookup(raw: Mapping[str, Any], family: Family, name: str) -> Any:
+    """The value of a field under any of its spellings, else the family's default, else None."""
+    found = {key: raw[key] for key in family.keys[name] if raw.get(key) is not None}
+    # Early Qwen files give the padded and the plain vocabulary size side by side; the padded one counts.
+    if name != "vocab_size" and len(set(map(str, found.values()))) > 1:
+        pairs = " and ".join(f"{k}={v!r}" for k, v in found.items())
+        raise ConfigError(f"config.json contradicts itself: {pairs}; keep one of them")
+    if found:
+        return next(iter(found.values()))
+    if name in family.required:
+        raise ConfigError(
+            f"config.json of a {family.name} model needs the key {family.keys[name][0]!r}; add it"
+        )
+    return family.defaults.get(name)
+
+
+def _whole(name: str, value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, int | float) or value != int(value):
+        raise ConfigError(f"config.json: {name}={value!r} must be a whole number")
+    return int(value)
+
+
+def _number(name: str, value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ConfigError(f"config.json: {name}={value!r} must be a number")
+    return float(value)
+
+
+def _build(raw: Mapping[str, Any], family: Family, values: Mapping[str, Any]) -> ModelConfig:
+    sizes = {n: _whole(n, values[n]) for n in ("vocab_size", "hidden_size", "num_layers", "num_heads")}
+    num_heads = max(sizes["num_heads"], 1)
+    head_dim = values.get("head_dim")
+    if head_dim is None and sizes["hidden_size"] % num_heads:
+        raise ConfigError(
+            f"config.json: hidden_size={sizes['hidden_size']} is not a multiple of num_attention_heads={num_heads} "
+            "and there is no head_dim; mend one of them"
+        )
+    head_dim = sizes["hidden_size"] // num_heads if head_dim is None else _whole("head_dim", head_dim)
+    kv_heads = values.get("num_kv_heads")
+    ffn_size = _whole("intermediate size", values["ffn_size"])
+    if ffn_size % family.ffn_divisor:
+        raise ConfigError(
+            f"config.json: intermediate_size={ffn_size} must be a multiple of {family.ffn_divisor}"
+        )
+    attention_bias = bool(raw.get("attention_bias", False))
+    train_length = values.get("train_length")
+    train_length = None if train_length is None else _whole("seq_length", train_length)
+    rope = _rope(raw, values, head_dim, train_length)
+    return ModelConfig(
+        **sizes,
+        num_kv_heads=num_heads if kv_heads is None else max(_whole("num_key_value_heads", kv_heads), 1),
+        head_dim=head_dim,
+        ffn_size=ffn_size // family.ffn_divisor,
+        norm_eps=_number("norm epsilon", values["norm_eps"]),
+        context_length=_context_length(values, rope, train_length),
+        rope=rope,
+        qkv_bias=attention_bias if family.qkv_bias is None else family.qkv_bias,
+        out_bias=attention_bias and family.qkv_bias is None,
+        mlp_bias=bool(raw.get("mlp_bias", False)),
+        qk_norm=family.qk_norm,
+        tie_embeddings=bool(values["tie_embeddings"]),
+        logn_length=train_length if values.get("logn") else None,
+        windows=_windows(raw, sizes["num_layers"]),
+        dtype=_dtype(raw),
+    )
+
+
+def _context_length(values: Mapping[str, Any], rope: RopeConfig, train_length: int | None) -> int:
+    length = max(_whole("max_position_embeddings", values["context_length"]), train_length or 0)
+    scaling = rope.scaling
+    if scaling and scaling.kind == "yarn" and scaling.original_length:
+        length = max(length, int(scaling.factor * scaling.original_length))
+    return length
+
+
+def _rope(
+    raw: Mapping[str, Any], values: Mapping[str, Any], head_dim: int, train_length: int | None
+) -> RopeConfig:
+    """Rotary settings from rope_theta and rope_scaling, or from rope_parameters of newer writers."""
+    settings = raw.get("rope_parameters") or raw.get("rope_scaling") or {}
+    if not isinstance(settings, Mapping):
+        raise ConfigError(f"config.json: rope_scaling={settings!r} must be an object or null")
+    settings = dict(settings)
+    base = settings.pop("rope_theta", None) or values["rope_base"]
+    dim = head_dim * _number("rotary_pct", values.get("rotary_pct", 1.0))
+    return RopeConfig(
+        base=_number("rope_theta", base),
+        dim=int(dim),
+        scaling=_scaling(settings, _whole("max_position_embeddings", values["context_length"])),
+        ntk_length=train_length if values.get("dynamic_ntk") else None,
+    )
+
+
+def _scaling(settings: dict[str, Any], context_length: int) -> RopeScaling | None:
+    kinds = {settings.pop(key) for key in ("rope_type", "type") if key in settings} or {"default"}
+    kind = kinds.pop()
+    if kinds:
+        raise ConfigError(f"config.json: rope scaling says both {kind!r} and {kinds.pop()!r}; keep one")
+    settings.pop("finetuned", None)
+    if settings.pop("partial_rotary_factor", 1.0) != 1.0:
+        raise UnsupportedModelError("config.json: partial_rotary_factor other than 1 is not supported")
+    if kind in (None, "default"):
+        return None
+    if kind not in ("linear", "yarn", "llama3"):
+        raise UnsupportedModelError(
+            f"config.json: rope scaling {kind!r} is not supported; qwenkit knows default, linear, yarn and llama3"
+        )
+    for key, value in settings.items():
+        if key not in _SCALING_KEYS:
+            raise UnsupportedModelError(
+                f"config.json: rope scaling key {key!r}={value!r} is not supported; remove it"
+            )
+    if "factor" not in settings:
+        raise ConfigError(f"config.json: rope scaling {kind!r} needs the key 'factor'; add it")
+    fields = {_SCALING_KEYS[k]: v for k, v in settings.items() if v is not None}
+    if kind != "linear":
+        fields.setdefault("original_length", context_length)
+    return RopeScaling(kind=kind, **fields)
+
+
+def _windows(raw: Mapping[str, Any], num_layers: int) -> tuple[int | None, ...]:
+    """Per-layer windows: our own key, else layer_types, else Qwen2's sliding rule."""
+    if raw.get("attention_windows") is not None:
+        windows = raw["attention_windows"]
+        if not isinstance(windows, list) or any(
+            isinstance(w, bool) or not isinstance(w, int | None) for w in windows
+        ):
+            raise ConfigError(
+                f"config.json: attention_windows={windows!r} must be a list of whole numbers or null"
+            )
+        return tuple(windows)
+    if raw.get("use_sliding_window") is False or raw.get("sliding_window") is None:
+        return ()
+    width = _whole("sliding_window", raw["sliding_window"])
+    types = raw.get("layer_types")
+    if types is None:
+        if not raw.get("use_sliding_window"):
+            return ()
+        first = _whole("max_window_layers", raw.get("max_window_layers", 28))
+        types = ["sliding_attention" if i >= first else "full_attention" for i in range(num_layers)]
+    unknown = set(types) - {"sliding_attention", "full_attention"}
+    if unknown:
+        raise UnsupportedModelError(f"config.json: layer type {sorted(unknown)[0]!r} is not supported")
+    windows = tuple(width if t == "sliding_attention" else None for t in types)
+    return windows if any(windows) else ()
+
+
+def _dtype(raw: Mapping[str, Any]) -> str:
+    flags = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
+    on = [name for key, name in flags.items() if raw.get(key) is True]
+    if len(on) > 1:
+        raise ConfigError(f"config.json: only one of bf16, fp16 and fp32 may be true, got {' and '.join(on)}")
+    stored = raw.get("torch_dtype") or raw.get("dtype") or (on[0] if on else "bfloat16")
+    return str(stored).removeprefix("torch.")

@@ -1,0 +1,45 @@
+"""Reads how a checkpoint says it is quantised (quantization_config, quantize_config.json, quant_config.json)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QuantConfig:
+    """Method and shape of a quantised checkpoint."""
+
+    method: str
+    bits: int | None = None
+    group_size: int | None = None
+
+    def __str__(self) -> str:
+        parts = [self.method]
+        parts += [f"{self.bits} bit"] if self.bits else []
+        parts += [f"group {self.group_size}"] if self.group_size and self.group_size > 0 else []
+        return ", ".join(parts)
+
+
+def quant_config(
+    model_config: Mapping[str, Any], side_file: Mapping[str, Any] | None = None
+) -> QuantConfig | None:
+    """The quantisation of a checkpoint, or None.
+
+    Args:
+        model_config: the object in config.json.
+        side_file: the object in quantize_config.json or quant_config.json, if there is one.
+    """
+    raw = model_config.get("quantization_config") or side_file
+    if not isinstance(raw, Mapping):
+        return None
+    # AutoAWQ's own side file spells the keys w_bit and q_group_size; only AWQ has a "version" of that kind.
+    awq = "w_bit" in raw or str(raw.get("version", "")).lower() in ("gemm", "gemv")
+    method = raw.get("quant_method") or ("awq" if awq else "gptq")
+    bits, group = raw.get("bits", raw.get("w_bit")), raw.get("group_size", raw.get("q_group_size"))
+    return QuantConfig(
+        method=str(method),
+        bits=bits if isinstance(bits, int) else None,
+        group_size=group if isinstance(group, int) else None,
+    )

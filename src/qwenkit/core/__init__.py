@@ -1,0 +1,1 @@
+"""Types, errors and lazy loading that every other layer may use."""

@@ -1,0 +1,1 @@
+"""Building blocks of the network: rotary tables, attention over a ragged batch."""

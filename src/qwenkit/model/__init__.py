@@ -1,0 +1,1 @@
+"""The network itself and the plain generation loop."""

@@ -1,0 +1,201 @@
+"""The whole network, read from top to bottom: embedding, layers of attention and SwiGLU, norm, head.
+
+One network for every family; what differs is in ModelConfig. It works on a ragged batch: the new tokens of all
+sequences in one flat row, with a span per sequence that says which cache they belong to. Knows nothing of text,
+files or sampling.
+
+Shapes: N flat tokens, D model width, H query heads, K key heads, d head width, F feed-forward width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from qwenkit.cache.base import KVCache
+from qwenkit.config.model import ModelConfig
+from qwenkit.core.errors import InputError
+from qwenkit.kernels import ops
+from qwenkit.layers.rope import RotaryTables, logn_scale
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """``count`` new tokens of the sequence whose past is in ``cache``."""
+
+    cache: KVCache
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionInput:
+    """What attention needs besides activations, the same in every layer."""
+
+    spans: Sequence[Span]
+    cos: Tensor
+    """(N, 1, r) float32"""
+    sin: Tensor
+    """(N, 1, r) float32"""
+    query_scale: Tensor | None
+    """(N, 1, 1) float32, LogN; None when every factor is 1."""
+
+
+class RMSNorm(nn.Module):
+    """Root-mean-square norm with a learned weight."""
+
+    def __init__(self, size: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(size))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., size) -> (..., size)"""
+        return ops.rms_norm(x, self.weight, self.eps)
+
+
+class Attention(nn.Module):
+    """Grouped-query attention with rotary positions over the cache of each sequence."""
+
+    def __init__(self, config: ModelConfig, layer: int) -> None:
+        super().__init__()
+        self.layer = layer
+        self.heads, self.kv_heads, self.head_dim = config.num_heads, config.num_kv_heads, config.head_dim
+        self.window = config.windows[layer] if config.windows else None
+        self.qkv = nn.Linear(config.hidden_size, config.q_size + 2 * config.kv_size, bias=config.qkv_bias)
+        self.out = nn.Linear(config.q_size, config.hidden_size, bias=config.out_bias)
+        self.q_norm = RMSNorm(config.head_dim, config.norm_eps) if config.qk_norm else None
+        self.k_norm = RMSNorm(config.head_dim, config.norm_eps) if config.qk_norm else None
+
+    def forward(self, x: Tensor, meta: AttentionInput) -> Tensor:
+        """(N, D) -> (N, D)"""
+        qkv = self.qkv(x).view(len(x), self.heads + 2 * self.kv_heads, self.head_dim)
+        qk, v = qkv.split((self.heads + self.kv_heads, self.kv_heads), dim=1)  # (N, H + K, d), (N, K, d)
+        if self.q_norm is not None and self.k_norm is not None:
+            qk = torch.cat((self.q_norm(qk[:, : self.heads]), self.k_norm(qk[:, self.heads :])), dim=1)
+        q, k = ops.rotate(qk, meta.cos, meta.sin).split((self.heads, self.kv_heads), dim=1)
+        if meta.query_scale is not None:
+            q = (q * meta.query_scale).to(x.dtype)
+        if len(meta.spans) == 1:
+            return self._project(self._attend(meta.spans[0], q, k, v))
+        counts = [span.count for span in meta.spans]
+        parts = zip(meta.spans, *(torch.split_with_sizes(t, counts) for t in (q, k, v)), strict=True)
+        return self._project(torch.cat([self._attend(*part) for part in parts]))
+
+    def _attend(self, span: Span, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        start = span.cache.length
+        keys, values = span.cache.update(self.layer, k, v)  # (K, start + n, d)
+        return ops.attend(q, keys, values, start, self.window)
+
+    def _project(self, x: Tensor) -> Tensor:
+        out: Tensor = self.out(x)
+        return out
+
+
+class FeedForward(nn.Module):
+    """down(silu(gate(x)) * up(x))"""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.gate_up = nn.Linear(config.hidden_size, 2 * config.ffn_size, bias=config.mlp_bias)
+        self.down = nn.Linear(config.ffn_size, config.hidden_size, bias=config.mlp_bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, D) -> (N, D)"""
+        out: Tensor = self.down(ops.swiglu(self.gate_up(x)))
+        return out
+
+
+class Layer(nn.Module):
+    """Pre-norm attention and feed-forward, each added to its input."""
+
+    def __init__(self, config: ModelConfig, index: int) -> None:
+        super().__init__()
+        self.attn_norm = RMSNorm(config.hidden_size, config.norm_eps)
+        self.attn = Attention(config, index)
+        self.ffn_norm = RMSNorm(config.hidden_size, config.norm_eps)
+        self.ffn = FeedForward(config)
+
+    def forward(self, x: Tensor, meta: AttentionInput) -> Tensor:
+        """(N, D) -> (N, D)"""
+        x = x + self.attn(self.attn_norm(x), meta)
+        out: Tensor = x + self.ffn(self.ffn_norm(x))
+        return out
+
+
+class Transformer(nn.Module):
+    """A decoder-only language model.
+
+    Args:
+        config: sizes and switches. Build under ``torch.device("meta")`` and load weights into it afterwards.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.embed = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.layers = nn.ModuleList(Layer(config, i) for i in range(config.num_layers))
+        self.norm = RMSNorm(config.hidden_size, config.norm_eps)
+        self.head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        if config.tie_embeddings:
+            self.head.weight = self.embed.weight
+        self._tables: RotaryTables | None = None
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.embed.weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type of weights and activations."""
+        return self.embed.weight.dtype
+
+    def forward(self, token_ids: Tensor, spans: Sequence[Span], rows: Tensor | None = None) -> Tensor:
+        """Runs the new tokens of every sequence and stores their keys and values.
+
+        Args:
+            token_ids: (N,) int64, the sequences' tokens one after the other.
+            spans: one per sequence, in that order; their counts add up to N.
+            rows: which of the N positions to return logits for; None: all.
+
+        Returns:
+            (N or len(rows), V) logits in the model's dtype.
+
+        Raises:
+            InputError: the counts do not add up, or an id is outside the vocabulary.
+        """
+        self._check(token_ids, spans)
+        x = self.embed(token_ids)  # (N, D)
+        meta = self._attention_input(spans)
+        for layer in self.layers:
+            x = layer(x, meta)
+        for span in spans:
+            span.cache.advance(span.count)
+        logits: Tensor = self.head(self.norm(x if rows is None else x[rows]))
+        return logits
+
+    def _check(self, token_ids: Tensor, spans: Sequence[Span]) -> None:
+        if token_ids.ndim != 1 or sum(s.count for s in spans) != len(token_ids):
+            raise InputError(
+                f"{tuple(token_ids.shape)} token ids do not match spans of {[s.count for s in spans]} tokens"
+            )
+        low, high = (int(v) for v in token_ids.aminmax()) if len(token_ids) else (0, 0)
+        if low < 0 or high >= self.config.vocab_size:
+            bad = low if low < 0 else high
+            raise InputError(f"token id {bad} is outside the model's vocabulary of {self.config.vocab_size}")
+
+    def _attention_input(self, spans: Sequence[Span]) -> AttentionInput:
+        if self._tables is None:
+            self._tables = RotaryTables(self.config.rope, self.device)
+        starts = [s.cache.offset + s.cache.length for s in spans]
+        pairs = [self._tables.rows(at, s.count, s.cache.alpha) for at, s in zip(starts, spans, strict=True)]
+        cos, sin = pairs[0] if len(pairs) == 1 else (torch.cat(t) for t in zip(*pairs, strict=True))
+        logn, scale = self.config.logn_length, None
+        if logn is not None and any(at + s.count > logn for at, s in zip(starts, spans, strict=True)):
+            scale = torch.cat(
+                [logn_scale(at, s.count, logn, self.device) for at, s in zip(starts, spans, strict=True)]
+            )
+        return AttentionInput(spans, cos, sin, scale)

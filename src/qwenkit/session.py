@@ -1,0 +1,197 @@
+"""A conversation with memory: history, trimming to the model's window, undo, saving."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from qwenkit.core.errors import InputError
+from qwenkit.core.types import Completion, Delta, Message, SamplingParams, collect
+
+if TYPE_CHECKING:
+    from qwenkit.llm import LLM
+
+_FORMAT = "qwenkit-chat-1"
+
+
+class Chat:
+    """A conversation with one model.
+
+    Args:
+        llm: the model.
+        system: system prompt; None: the chat format's own default.
+        params: sampling of every turn; what is None comes from the model's generation_config.
+        max_window_size: tokens of system prompt and history sent with each turn, the oldest exchanges left out;
+            the new message is not counted. None: as the model's generation_config says.
+        **template_options: variables of the chat template, e.g. ``enable_thinking=False``.
+
+    Attributes:
+        messages: the turns so far, without the system prompt. Nothing is removed from it by trimming.
+    """
+
+    def __init__(
+        self,
+        llm: LLM,
+        *,
+        system: str | None = None,
+        params: SamplingParams | None = None,
+        max_window_size: int | None = None,
+        **template_options: Any,
+    ) -> None:
+        if not llm.info.can_chat:
+            # Asking for a prompt raises the backend's own, precise error.
+            llm.stream_chat("hi", SamplingParams(max_tokens=1))
+        if max_window_size is not None and max_window_size < 1:
+            raise InputError(
+                f"max_window_size={max_window_size} is not possible; use a whole number from 1 up"
+            )
+        self.llm, self.system = llm, system
+        self.params = params or SamplingParams()
+        self.max_window_size = max_window_size or llm.info.max_window_size
+        self.template_options = template_options
+        self.messages: list[Message] = []
+
+    def send(self, text: str) -> Completion:
+        """Answers ``text`` and remembers both turns."""
+        return collect(list(self.stream(text)))
+
+    def stream(self, text: str) -> Iterator[Delta]:
+        """As ``send``, yielding text as it comes. Closing the iterator early keeps what was said so far.
+
+        Raises:
+            InputError: the message is too long for the context; nothing is remembered then.
+        """
+        query = Message("user", text)
+        deltas = self.llm.stream_chat(self._prompt(query), self.params, **self.template_options)
+        return self._record(query, deltas)
+
+    def _record(self, query: Message, deltas: Iterator[Delta]) -> Iterator[Delta]:
+        parts: list[str] = []
+        self.messages.append(query)
+        try:
+            for delta in deltas:
+                parts.append(delta.text)
+                yield delta
+        finally:
+            self.messages.append(self._reply("".join(parts)))
+
+    @staticmethod
+    def _reply(text: str) -> Message:
+        from qwenkit.chat.reasoning import split_reasoning
+
+        content, reasoning = split_reasoning(text)
+        return Message("assistant", content.strip(), reasoning=reasoning or None)
+
+    def regenerate(self) -> Iterator[Delta]:
+        """Answers the last user message again, in place of the answer it got.
+
+        Raises:
+            InputError: there is none yet.
+        """
+        query = self.undo()
+        if query is None:
+            raise InputError("there is no reply to generate again; say something first")
+        return self.stream(query.content)
+
+    def undo(self) -> Message | None:
+        """Forgets the last exchange; returns its user message, or None when there is none."""
+        for at in range(len(self.messages) - 1, -1, -1):
+            if self.messages[at].role == "user":
+                query = self.messages[at]
+                del self.messages[at:]
+                return query
+        return None
+
+    def clear(self) -> None:
+        """Forgets every turn; the system prompt stays."""
+        self.messages = []
+
+    def count_tokens(self) -> int:
+        """Tokens of system prompt and history that the next turn would send, without its own text."""
+        template, tokenizer = self.llm.backend.template, self.llm.backend.tokenizer
+        if template is None or tokenizer is None:
+            return sum(len(m.content) for m in self._with_system(self.messages)) // 4
+        if not self.messages and self.system is None:
+            return 0
+        kept = self._trimmed([*self.messages, Message("user", "")], self.max_window_size)[:-1]
+        segments = template.render(kept, add_generation_prompt=False, **self.template_options) if kept else []
+        return len(tokenizer.encode_segments(segments))
+
+    def _with_system(self, messages: list[Message]) -> list[Message]:
+        return messages if self.system is None else [Message("system", self.system), *messages]
+
+    def _trimmed(self, messages: list[Message], window: int) -> list[Message]:
+        from qwenkit.chat.history import fit_history
+
+        template, tokenizer = self.llm.backend.template, self.llm.backend.tokenizer
+        messages = self._with_system(messages)
+        if template is None or tokenizer is None:
+            return messages
+        return fit_history(template, tokenizer, messages, window, **self.template_options)
+
+    def _prompt(self, query: Message) -> list[Message]:
+        """System, as much history as the window and the context hold, and the query."""
+        template, tokenizer = self.llm.backend.template, self.llm.backend.tokenizer
+        messages = self._trimmed([*self.messages, query], self.max_window_size)
+        if template is None or tokenizer is None:
+            return messages
+        # The window does not count the query, so a long one can still burst the context: history gives way first.
+        window, context = self.max_window_size, self.llm.info.context_length
+        reserve = min(self.params.max_tokens or 256, context // 4)
+        while len(messages) > 1 + (messages[0].role == "system"):
+            length = len(tokenizer.encode_segments(template.render(messages, **self.template_options)))
+            if length + reserve <= context:
+                break
+            window = max(min(window, context) - (length + reserve - context), 0)
+            shorter = self._trimmed([*self.messages, query], window)
+            messages = shorter if len(shorter) < len(messages) else self._with_system([query])
+        return messages
+
+    def save(self, path: str | Path) -> None:
+        """Writes system prompt and turns as JSON, under a temporary name first.
+
+        Raises:
+            InputError: the file cannot be written.
+        """
+        path = Path(path).expanduser()
+        data = {"format": _FORMAT, "model": self.llm.info.model, "system": self.system}
+        text = json.dumps(
+            {**data, "messages": [m.to_dict() for m in self.messages]}, ensure_ascii=False, indent=1
+        )
+        temporary = None
+        try:
+            with tempfile.NamedTemporaryFile("w", encoding="utf-8", dir=path.parent, delete=False) as file:
+                temporary = Path(file.name)
+                file.write(text + "\n")
+            os.replace(temporary, path)
+        except OSError as error:
+            if temporary is not None:
+                temporary.unlink(missing_ok=True)
+            raise InputError(f"{path} cannot be written: {error.strerror or error}") from None
+
+    def load(self, path: str | Path) -> None:
+        """Replaces system prompt and turns by those of a saved file.
+
+        Raises:
+            InputError: it cannot be read or is not a saved conversation; the conversation stays as it was.
+        """
+        path = Path(path).expanduser()
+        try:
+            data = json.loads(path.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise InputError(f"{path} cannot be read: {error.strerror or error}") from None
+        except ValueError as error:
+            raise InputError(f"{path} is not a saved conversation ({error})") from None
+        known = (
+            isinstance(data, dict)
+            and data.get("format") == _FORMAT
+            and isinstance(data.get("messages"), list)
+        )
+        if not known or not isinstance(data.get("system"), str | None):
+            raise InputError(f"{path} is not a conversation saved by qwenkit (no format {_FORMAT!r} in it)")
+        messages = [Message.from_dict(m) for m in data["messages"]]
+        self.messages, self.system = messages, data["system"]

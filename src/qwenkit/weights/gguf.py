@@ -1,0 +1,195 @@
+"""Reads GGUF files: a header parsed with every size checked, and tensors dequantised a piece at a time.
+
+Layout: spec of GGUF version 2 and 3 (little endian). Block formats are those of the ``gguf`` package's reference
+dequantisers. The header is parsed here because the package's reader maps the file and trusts its sizes.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import struct
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from qwenkit.core.errors import CheckpointError
+from qwenkit.weights.files import TensorInfo, read_exactly
+
+_SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
+_STRING, _ARRAY = 8, 9
+_CHUNK_ELEMENTS = 2**20
+_PLAIN = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "F64": torch.float64}
+
+
+class _Cursor:
+    """Reads header values one after the other, refusing to go past the end."""
+
+    def __init__(self, data: mmap.mmap, path: Path) -> None:
+        self.data, self.path, self.at, self.size = data, path, 0, len(data)
+
+    def need(self, count: int, what: str) -> int:
+        """Moves on by ``count`` bytes and returns where they start."""
+        start = self.at
+        if count > self.size - start:
+            raise CheckpointError(
+                f"{self.path} is truncated or damaged: {what} needs {count} bytes at offset {start}, the file has {self.size}"
+            )
+        self.at += count
+        return start
+
+    def scalar(self, code: str, what: str) -> Any:
+        size = struct.calcsize("<" + code)
+        return struct.unpack_from("<" + code, self.data, self.need(size, what))[0]
+
+    def text(self, what: str) -> str:
+        length = self.scalar("Q", what)
+        start = self.need(length, what)
+        return self.data[start : start + length].decode("utf-8", errors="replace")
+
+    def value(self, kind: int, what: str, depth: int = 0) -> Any:
+        if kind in _SCALARS:
+            return self.scalar(_SCALARS[kind], what)
+        if kind == _STRING:
+            return self.text(what)
+        if kind != _ARRAY or depth > 2:
+            raise CheckpointError(f"{self.path} is damaged: {what} has unknown type {kind}")
+        inner, count = self.scalar("I", what), self.scalar("Q", what)
+        if inner in _SCALARS:
+            code = _SCALARS[inner]
+            start = self.need(count * struct.calcsize("<" + code), what)
+            return np.frombuffer(self.data, dtype="<" + code, count=count, offset=start).copy()
+        if count * 8 > self.size - self.at:  # a string or an array takes 8 bytes at least
+            raise CheckpointError(f"{self.path} is truncated or damaged: {what} claims {count} entries")
+        return [self.value(inner, what, depth + 1) for _ in range(count)]
+
+
+class GgufFile:
+    """One GGUF file, held open.
+
+    Raises:
+        CheckpointError: not GGUF, an unknown version, truncated, or a header that does not add up.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            self._fd = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+        except OSError as error:
+            raise CheckpointError(f"{path} cannot be opened: {error.strerror}") from error
+        self.metadata: dict[str, Any] = {}
+        self.tensors: Mapping[str, TensorInfo] = {}
+        self._offsets: dict[str, int] = {}
+        try:
+            size = os.fstat(self._fd).st_size
+            if size < 24:
+                raise CheckpointError(f"{path} has {size} bytes, too few for a GGUF file; fetch it again")
+            with mmap.mmap(self._fd, 0, access=mmap.ACCESS_READ) as data:
+                self._parse(_Cursor(data, path))
+        except BaseException:
+            os.close(self._fd)
+            raise
+
+    def _parse(self, cursor: _Cursor) -> None:
+        if cursor.data[cursor.need(4, "magic") : 4] != b"GGUF":
+            raise CheckpointError(f"{self.path} is no GGUF file; it does not start with 'GGUF'")
+        version = cursor.scalar("I", "version")
+        if version not in (2, 3):
+            raise CheckpointError(
+                f"{self.path} has GGUF version {version}; qwenkit reads 2 and 3 (little endian)"
+            )
+        num_tensors, num_pairs = cursor.scalar("Q", "tensor count"), cursor.scalar("Q", "key count")
+        # The shortest possible entries have 24 and 13 bytes, which bounds the counts before any loop.
+        if num_tensors * 24 > cursor.size or num_pairs * 13 > cursor.size:
+            raise CheckpointError(
+                f"{self.path} is damaged: header claims {num_tensors} tensors and {num_pairs} keys"
+            )
+        for _ in range(num_pairs):
+            key = cursor.text("a metadata key")
+            self.metadata[key] = cursor.value(cursor.scalar("I", key), key)
+        entries = [self._tensor_entry(cursor) for _ in range(num_tensors)]
+        alignment = self.metadata.get("general.alignment", 32)
+        if not isinstance(alignment, int) or not 0 < alignment <= 2**20:
+            raise CheckpointError(f"{self.path} is damaged: general.alignment={alignment!r}")
+        start = -(-cursor.at // alignment) * alignment
+        tensors = {}
+        for name, info, offset in entries:
+            if name in tensors:
+                raise CheckpointError(f"{self.path} is damaged: tensor {name!r} occurs twice")
+            if start + offset + info.nbytes > cursor.size:
+                raise CheckpointError(
+                    f"{self.path} is truncated: tensor {name!r} ends at byte {start + offset + info.nbytes} of {cursor.size}; fetch it again"
+                )
+            tensors[name] = info
+            self._offsets[name] = start + offset
+        self.tensors = tensors
+
+    def _tensor_entry(self, cursor: _Cursor) -> tuple[str, TensorInfo, int]:
+        from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
+
+        name = cursor.text("a tensor name")
+        dims = cursor.scalar("I", name)
+        if not 1 <= dims <= 4:
+            raise CheckpointError(f"{self.path} is damaged: tensor {name!r} has {dims} dimensions")
+        shape = tuple(cursor.scalar("Q", name) for _ in range(dims))
+        kind, offset = cursor.scalar("I", name), cursor.scalar("Q", name)
+        count = 1
+        for n in shape:
+            count *= n
+        try:
+            block, block_bytes = GGML_QUANT_SIZES[GGMLQuantizationType(kind)]
+        except ValueError:
+            raise CheckpointError(
+                f"{self.path}: tensor {name!r} has unknown block type {kind}; update qwenkit or gguf"
+            ) from None
+        if not 0 < count < 2**40 or shape[0] % block:
+            raise CheckpointError(f"{self.path} is damaged: tensor {name!r} has shape {list(shape)}")
+        info = TensorInfo(shape[::-1], GGMLQuantizationType(kind).name, count // block * block_bytes)
+        return name, info, offset
+
+    def read(self, name: str, out: Tensor) -> None:
+        """See TensorStore.read; quantised blocks are dequantised in float32, then converted."""
+        info, offset = self.tensors[name], self._offsets[name]
+        rows = 1
+        for n in info.shape[:-1]:
+            rows *= n
+        flat = out.view(rows, info.shape[-1])
+        row_bytes = info.nbytes // rows
+        step = max(_CHUNK_ELEMENTS // info.shape[-1], 1)
+        decode = _decoder(info.dtype, self.path)
+        buffer = np.empty((min(step, rows), row_bytes), dtype=np.uint8)
+        for at in range(0, rows, step):
+            piece = buffer[: min(step, rows - at)]
+            raw: Any = piece
+            read_exactly(self._fd, memoryview(raw).cast("B"), offset + at * row_bytes, self.path)
+            flat[at : at + len(piece)].copy_(decode(piece))
+
+    def close(self) -> None:
+        """Closes the file."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+
+def _decoder(kind: str, path: Path) -> Callable[[np.ndarray[Any, Any]], Tensor]:
+    """Turns rows of raw bytes (rows, row bytes) into values (rows, columns)."""
+    if kind in _PLAIN:
+        return lambda raw: torch.from_numpy(raw).view(_PLAIN[kind])
+    from gguf import quants
+    from gguf.constants import GGMLQuantizationType
+
+    block_type = GGMLQuantizationType[kind]
+
+    def decode(raw: np.ndarray[Any, Any]) -> Tensor:
+        try:
+            return torch.from_numpy(quants.dequantize(raw, block_type))
+        except NotImplementedError:
+            raise CheckpointError(
+                f"{path} uses block type {kind}, which the gguf package cannot dequantise"
+            ) from None
+
+    return decode
