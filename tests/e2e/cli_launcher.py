@@ -8,27 +8,52 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from qwenkit.backends.scripted import ScriptedBackend
-from qwenkit.cli import loading
+from qwenkit.cli import loading, tokens
 from qwenkit.cli.main import run
 from qwenkit.core.types import Delta, Request
 
 
+class ByteTokenizer:
+    """Every byte is a token; enough of a tokenizer for raw completion."""
+
+    bos_token_id = None
+    add_bos = False
+    special_tokens: ClassVar[dict[str, int]] = {}
+
+    def encode(self, text: str, **_: Any) -> list[int]:
+        return list(text.encode())
+
+    def decode(self, token_ids: Iterable[int], **_: Any) -> str:
+        return bytes(token_ids).decode(errors="replace")
+
+    def token_bytes(self, token_id: int) -> bytes:
+        return bytes([token_id])
+
+
 class SlowBackend(ScriptedBackend):
-    """Waits a little before each delta, as a model does."""
+    """Waits a little before each delta, as a model does, and has a tokenizer."""
 
     def __init__(self, replies: Sequence[str], *, chunk: int, delay: float) -> None:
         super().__init__(replies, chunk=chunk)
         self._delay = delay
 
+    @property
+    def tokenizer(self) -> Any:
+        return ByteTokenizer()
+
     def stream(self, requests: Sequence[Request]) -> Iterator[Delta]:
         for delta in super().stream(requests):
             time.sleep(self._delay)
             yield delta
+
+    def logprobs(self, token_ids: Sequence[Sequence[int]]) -> list[list[float]]:
+        time.sleep(self._delay)
+        return super().logprobs(token_ids)
 
 
 def main() -> None:
@@ -42,6 +67,7 @@ def main() -> None:
         )
 
     loading.open_llm = open_scripted
+    tokens.load_tokenizer = lambda model: ByteTokenizer()  # type: ignore[assignment,return-value]
     sys.argv = ["qwenkit", *sys.argv[2:]]
     run()
 

@@ -73,7 +73,9 @@ class FakeHub:
         self._thread.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.wakes.set()
         self._server.shutdown()
         self._server.server_close()
@@ -133,7 +135,13 @@ class _Handler(BaseHTTPRequestHandler):
             ]
         else:
             siblings = [{"rfilename": name, **row(name, data)} for name, data in repo.files.items()]
-            listing = {"id": parts["repo"], "sha": repo.commit, "siblings": siblings, "tags": [], "private": False}
+            listing = {
+                "id": parts["repo"],
+                "sha": repo.commit,
+                "siblings": siblings,
+                "tags": [],
+                "private": False,
+            }
         self._send(200, json.dumps(listing).encode(), {"Content-Type": "application/json"})
 
     def _file(self, repo: FakeRepo, parts: dict[str, str]) -> None:

@@ -15,8 +15,7 @@ from typing import Any
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parent))
-from fake_hub import FakeHub, FakeRepo
+from tests.e2e.fake_hub import FakeHub, FakeRepo
 
 SCRIPT = """
 import json, logging, sys
@@ -37,7 +36,11 @@ print(json.dumps(out))
 """
 WEIGHTS = bytes(range(256)) * 2048  # 512 KiB
 INDEX = {"weight_map": {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}}
-SMALL = {"config.json": b'{"model_type": "qwen"}', "generation_config.json": b"{}", "qwen.tiktoken": b"IQ== 0\n"}
+SMALL = {
+    "config.json": b'{"model_type": "qwen"}',
+    "generation_config.json": b"{}",
+    "qwen.tiktoken": b"IQ== 0\n",
+}
 NOT_NEEDED = {
     "modeling_qwen.py": b"raise SystemExit('never run')",
     "README.md": b"#",
@@ -71,12 +74,18 @@ def closed_port() -> str:
 
 
 def environment(home: Path, endpoint: str, **extra: str) -> dict[str, str]:
-    kept = {k: v for k, v in os.environ.items() if not k.startswith(("HF_", "HUGGING")) and "proxy" not in k.lower()}
+    kept = {
+        k: v
+        for k, v in os.environ.items()
+        if not k.startswith(("HF_", "HUGGING")) and "proxy" not in k.lower()
+    }
     own = {"HF_HOME": str(home / "hf"), "HF_ENDPOINT": endpoint, "QWENKIT_CACHE": str(home / "own")}
     return {**kept, **own, **extra}
 
 
-def fetch(home: Path, endpoint: str, model: str, *, env: dict[str, str] | None = None, **options: Any) -> dict[str, Any]:
+def fetch(
+    home: Path, endpoint: str, model: str, *, env: dict[str, str] | None = None, **options: Any
+) -> dict[str, Any]:
     done = subprocess.run(
         [sys.executable, "-c", SCRIPT, model, json.dumps(options)],
         env=environment(home, endpoint, **(env or {})),
@@ -92,7 +101,9 @@ def leftovers(home: Path) -> list[str]:
     return [str(path) for path in home.rglob("*.incomplete")]
 
 
-def test_fetches_only_what_is_needed_then_works_offline(tmp_path: Path, hub: FakeHub, closed_port: str) -> None:
+def test_fetches_only_what_is_needed_then_works_offline(
+    tmp_path: Path, hub: FakeHub, closed_port: str
+) -> None:
     first = fetch(tmp_path, hub.url, "acme/qwen")
     assert first["inside"] == sorted([*SMALL, "model.safetensors", "chat_template.jinja"])
     assert (Path(first["path"]) / "model.safetensors").read_bytes() == WEIGHTS
@@ -183,7 +194,9 @@ def test_hub_that_dies_midway_leaves_nothing_half_written(tmp_path: Path, hub: F
     assert "path" in fetch(tmp_path, hub.url, "acme/big")
 
 
-def test_snapshot_with_a_missing_shard_is_reported_not_used(tmp_path: Path, hub: FakeHub, closed_port: str) -> None:
+def test_snapshot_with_a_missing_shard_is_reported_not_used(
+    tmp_path: Path, hub: FakeHub, closed_port: str
+) -> None:
     snapshot = Path(fetch(tmp_path, hub.url, "acme/big")["path"])
     (snapshot / "model-00002-of-00002.safetensors").unlink()
     answer = fetch(tmp_path, closed_port, "acme/big")
@@ -193,10 +206,18 @@ def test_snapshot_with_a_missing_shard_is_reported_not_used(tmp_path: Path, hub:
     assert (Path(healed["path"]) / "model-00002-of-00002.safetensors").read_bytes() == WEIGHTS[::-1]
 
 
-def test_partial_download_of_another_tool_is_not_taken_for_whole(tmp_path: Path, hub: FakeHub, closed_port: str) -> None:
-    code = "import huggingface_hub as h; h.snapshot_download('acme/qwen', ignore_patterns=['*.jinja', '*.py'])"
+def test_partial_download_of_another_tool_is_not_taken_for_whole(
+    tmp_path: Path, hub: FakeHub, closed_port: str
+) -> None:
+    code = (
+        "import huggingface_hub as h; h.snapshot_download('acme/qwen', ignore_patterns=['*.jinja', '*.py'])"
+    )
     subprocess.run(
-        [sys.executable, "-c", code], env=environment(tmp_path, hub.url), check=True, capture_output=True, timeout=60
+        [sys.executable, "-c", code],
+        env=environment(tmp_path, hub.url),
+        check=True,
+        capture_output=True,
+        timeout=60,
     )
     answer = fetch(tmp_path, closed_port, "acme/qwen")
     assert "chat_template.jinja missing" in answer["error"]

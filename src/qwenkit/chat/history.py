@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from qwenkit.chat.template import ChatTemplate
+from qwenkit.chat.base import ChatTemplate
 from qwenkit.core.errors import TemplateError
 from qwenkit.core.types import Message, ToolSpec
 from qwenkit.tokenizer.base import Tokenizer
@@ -63,10 +63,9 @@ def _turns(messages: Sequence[Message]) -> list[list[Message]]:
     return turns
 
 
-def _system_size(count: Any) -> int:
+def _system_size(count: Callable[[Sequence[Message]], int]) -> int:
     """Tokens of the system text, also for templates that refuse a conversation without turns."""
     try:
-        size: int = count(())
+        return count(())
     except TemplateError:
-        size = 2 * count(_PROBE) - count((*_PROBE, *_PROBE))
-    return size
+        return 2 * count(_PROBE) - count((*_PROBE, *_PROBE))

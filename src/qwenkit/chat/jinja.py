@@ -7,10 +7,12 @@ the noncharacter is dropped.
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from qwenkit.chat.base import ChatTemplate
 from qwenkit.chat.sandbox import compile_template, render_bounded
 from qwenkit.core.errors import TemplateError
 from qwenkit.core.types import Message, ToolSpec
@@ -23,7 +25,7 @@ _MARKS = tuple(map(chr, range(0xFDD0, 0xFDF0)))
 """Noncharacters: Unicode keeps them for use inside a program."""
 
 
-class JinjaTemplate:
+class JinjaTemplate(ChatTemplate):
     """A chat template in Jinja; no text of a conversation can become a special token through it."""
 
     def __init__(self, source: str | None, tokenizer: Tokenizer, *, tool_source: str | None = None) -> None:
@@ -71,14 +73,20 @@ class JinjaTemplate:
         **options: Any,
     ) -> list[Segment]:
         """See `ChatTemplate.render`; ``options`` become variables of the template."""
-        raw = ([m.to_dict() for m in messages], [tool.to_dict() for tool in tools], options)
-        mark = _unused_mark(raw)
+        turns, specs = [_template_message(m) for m in messages], [tool.to_dict() for tool in tools]
+        mark = _unused_mark((turns, specs, options))
         variables = {
             "bos_token": self._form(self._tokenizer.bos_token_id),
             "eos_token": self._form(self._tokenizer.eos_token_id),
             **self._guard.protect(options, mark),
-            "messages": [self._guard.protect(m, mark, keep_soft=m["role"] == "assistant") for m in raw[0]],
-            "tools": self._guard.protect(raw[1], mark) or None,
+            "messages": [
+                {
+                    **self._guard.protect(turn, mark, keep_soft=turn["role"] == "assistant"),
+                    "role": turn["role"],
+                }
+                for turn in turns
+            ],
+            "tools": self._guard.protect(specs, mark) or None,
             "add_generation_prompt": add_generation_prompt,
         }
         text = self._render_text(self._tool_template if tools else self._template, variables, mark)
@@ -138,6 +146,19 @@ class _Guard:
         if not keep_soft or not self._has_soft:
             return pattern.sub(lambda match: match.group() + mark, text)
         return pattern.sub(lambda match: match.group() if match[1] else match.group() + mark, text)
+
+
+def _template_message(message: Message) -> dict[str, Any]:
+    """The message as templates expect it: arguments of calls as an object where they are one."""
+    turn = message.to_dict()
+    for call in turn.get("tool_calls", ()):
+        try:
+            arguments = json.loads(call["function"]["arguments"])
+        except (ValueError, RecursionError):
+            continue
+        if isinstance(arguments, dict):
+            call["function"]["arguments"] = arguments
+    return turn
 
 
 def _unused_mark(values: Any) -> str:

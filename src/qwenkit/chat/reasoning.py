@@ -5,8 +5,6 @@ Qwen3 writes ``<think>``, its thought, ``</think>`` and then the answer.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 OPEN_TAG = "<think>"
 CLOSE_TAG = "</think>"
 
@@ -27,7 +25,6 @@ def split_reasoning(text: str) -> tuple[str, str | None]:
     return after.strip("\n"), thought
 
 
-@dataclass(slots=True)
 class ReasoningSplitter:
     """The same for a reply that arrives in pieces, where the end is not known.
 
@@ -37,15 +34,10 @@ class ReasoningSplitter:
     depend on how the reply was cut.
     """
 
-    starts_in_thought: bool = False
-    """True where the prompt itself ends with ``<think>``."""
-
-    _held: str = ""
-    _state: str = "start"
-
-    def __post_init__(self) -> None:
-        if self.starts_in_thought:
-            self._state = "thought_start"
+    def __init__(self, *, starts_in_thought: bool = False) -> None:
+        """Starts a reply; ``starts_in_thought`` is for prompts that themselves end with ``<think>``."""
+        self._held = ""
+        self._state = "thought_start" if starts_in_thought else "start"
 
     def push(self, text: str) -> tuple[str, str]:
         """What is new of the answer and of the thought."""

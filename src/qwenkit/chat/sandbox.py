@@ -6,6 +6,7 @@ Knows nothing of chat. The environment has what transformers gives to chat templ
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from contextvars import ContextVar
 from datetime import datetime
@@ -17,10 +18,12 @@ from qwenkit.core.errors import TemplateError
 if TYPE_CHECKING:
     import jinja2
 
-_MAX_CHARS = 64 * 2**20
+_MAX_CHARS = 16 * 2**20
 """Longest text a template may write; far above any context."""
 _MAX_STEPS = 20_000_000
 """Most attribute look-ups, calls and operations in one rendering; some ten seconds of work."""
+
+_WIDE_FORMAT = re.compile(r"%[^a-zA-Z%]*\d{6}|%[^a-zA-Z%]*\*")
 
 _steps_left: ContextVar[int] = ContextVar("steps_left", default=_MAX_STEPS)
 
@@ -33,8 +36,12 @@ def compile_template(source: str) -> jinja2.Template:
     """
     import jinja2
 
+    environment = _environment()
     try:
-        return _environment().from_string(source)
+        tree = _bound_concatenation(environment.parse(source))
+        return jinja2.Template.from_code(
+            environment, environment.compile(tree), environment.make_globals(None)
+        )
     except (jinja2.TemplateError, RecursionError) as error:
         line = getattr(error, "lineno", None)
         where = f" in line {line}" if line else ""
@@ -96,14 +103,43 @@ def _environment() -> jinja2.Environment:
 
         def call(__self, __context: Any, __obj: Any, *args: Any, **kwargs: Any) -> Any:
             _spend(1)
+            if any(isinstance(arg, int) and arg > _MAX_CHARS for arg in args):  # such as "".center(10**9)
+                raise TemplateError(f"the chat template passes a number above {_MAX_CHARS}; it looks broken")
             return super().call(__context, __obj, *args, **kwargs)
 
     environment = Bounded(trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"])
+    environment.filters["concatenate"] = _concatenate
     environment.filters["tojson"] = _to_json
     environment.globals["raise_exception"] = _raise_exception
     environment.globals["strftime_now"] = _strftime_now
     environment.globals["range"] = _bounded_range
     return environment
+
+
+def _bound_concatenation(tree: jinja2.nodes.Template) -> jinja2.nodes.Template:
+    """Turns every ``a ~ b``, which the sandbox does not see, into a filter that checks the size."""
+    from jinja2 import nodes, visitor
+
+    class Rewrite(visitor.NodeTransformer):
+        def visit_Concat(self, node: nodes.Concat) -> nodes.Filter:
+            self.generic_visit(node)
+            return nodes.Filter(nodes.List(node.nodes), "concatenate", [], [], None, None, lineno=node.lineno)
+
+    rewritten: jinja2.nodes.Template = Rewrite().visit(tree)
+    rewritten.set_environment(_environment())
+    return rewritten
+
+
+def _concatenate(parts: list[Any]) -> str:
+    texts = [str(part) for part in parts]
+    _spend(1)
+    _refuse_above(sum(map(len, texts)))
+    return "".join(texts)
+
+
+def _refuse_above(size: int) -> None:
+    if size > _MAX_CHARS:
+        raise TemplateError(f"the chat template builds a value of {size} parts; it looks broken")
 
 
 def _check_size(operator: str, left: Any, right: Any) -> None:
@@ -114,12 +150,13 @@ def _check_size(operator: str, left: Any, right: Any) -> None:
         raise TemplateError(f"the chat template raises to the power of {right}; it looks broken")
     if operator == "*" and sizes != [None, None]:
         size = (sizes[0] or 1) * (sizes[1] or 1) * max([1, *(v for v in (left, right) if isinstance(v, int))])
+    elif operator == "%" and isinstance(left, str) and _WIDE_FORMAT.search(left):
+        size = _MAX_CHARS + 1
     elif operator == "+" and None not in sizes:
         size = sum(size for size in sizes if size is not None)
     else:
         return
-    if size > _MAX_CHARS:
-        raise TemplateError(f"the chat template builds a value of {size} parts; it looks broken")
+    _refuse_above(size)
 
 
 def _bounded_range(*args: int) -> range:

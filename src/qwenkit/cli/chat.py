@@ -24,7 +24,7 @@ _EXIT_INTERRUPTED = 130
 def chat(
     prompt: Annotated[
         str | None,
-        typer.Argument(metavar="[PROMPT]", help="Answer this and exit; piped text is added below it."),
+        typer.Argument(metavar="PROMPT", help="Answer this and exit; piped text is added below it."),
     ] = None,
     *,
     model: ModelOptions,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 from qwenkit.cli.options import JsonFlag
@@ -11,21 +12,24 @@ _COLOURS = {"ok": "green", "warn": "yellow", "missing": "red"}
 
 def doctor(as_json: JsonFlag = False) -> None:
     """Show what this machine offers, what is in force, and what could be better."""
-    from qwenkit.kernels.doctor import report
+    from qwenkit.weights.doctor import report
 
-    rows = [tuple(row) for row in report()]
+    checks = report()
     if as_json:
-        keys = ("name", "value", "status", "hint")
-        print(json.dumps([dict(zip(keys, row, strict=True)) for row in rows], ensure_ascii=False, indent=2))
+        print(json.dumps([dataclasses.asdict(check) for check in checks], ensure_ascii=False, indent=2))
         return
     from rich import box
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    table = Table("", "name", "value", "hint", box=box.SIMPLE_HEAD)
-    for column in table.columns:
-        column.overflow = "fold"
-    for name, value, status, hint in rows:
-        table.add_row(Text(status, _COLOURS.get(status, "")), Text(name), Text(str(value)), Text(hint or ""))
+    table = Table(box=box.SIMPLE, show_header=False)
+    table.add_column()
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    for check in checks:
+        what = Text(check.value)
+        if check.hint:
+            what.append(f"\n{check.hint}", "dim")
+        table.add_row(Text(check.status, _COLOURS[check.status]), Text(check.name), what)
     Console(highlight=False).print(table)

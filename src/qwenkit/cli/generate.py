@@ -33,7 +33,7 @@ class _Output:
 @spread
 def generate(
     prompts: Annotated[
-        list[str] | None, typer.Argument(metavar="[PROMPT]...", help="Texts to go on with.")
+        list[str] | None, typer.Argument(metavar="PROMPT", help="Texts to go on with.")
     ] = None,
     *,
     file: Annotated[

@@ -58,11 +58,14 @@ def _facts(report: ModelReport) -> Table:
         "architecture": report.architecture,
         "parameters": count(report.num_params),
         **{name.replace("_", " "): f"{value:,}" for name, value in report.sizes.items()},
+        **report.features,
         "dtype": report.dtype,
         "quantisation": report.quantisation or "none",
         "context length": f"{report.context_length:,}",
+        "tokenizer": report.tokenizer_problem or "ok",
         "chat template": report.chat_template,
         "file size": size(report.file_bytes),
+        "runs here": "yes" if report.runnable else "no",
     }
     for name, value in rows.items():
         table.add_row(name, str(value))
@@ -79,8 +82,8 @@ def _tensors(report: ModelReport) -> Table:
 def _memory(report: ModelReport) -> Table:
     table = _table("Memory", "dtype", "context", "weights", "KV cache", "together")
     for row in report.memory:
-        dtype, context, *parts = row if isinstance(row, tuple | list) else (row.dtype, row.context)
-        table.add_row(str(dtype), f"{context:,}", *map(size, parts))
+        parts = (row.weights_bytes, row.kv_bytes, row.total_bytes)
+        table.add_row(row.dtype, f"{row.context:,}", *map(size, parts))
     return table
 
 

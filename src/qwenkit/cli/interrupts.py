@@ -33,6 +33,9 @@ class Stop:
 def stoppable(on_first: Callable[[], None] | None = None) -> Iterator[Stop]:
     """Turns Ctrl-C into a wish to stop that the loop inside looks at; calls ``on_first`` at once."""
     stop = Stop(on_first)
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as for jobs that a shell starts in the background
+        yield stop
+        return
     before = signal.signal(signal.SIGINT, stop)
     try:
         yield stop

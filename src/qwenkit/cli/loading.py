@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -52,30 +52,30 @@ def fetch(model: str, *, force: bool = False) -> Path:
         progress.stop()
 
 
-def open_llm(options: ModelOptions, *, max_batch_size: int | None = None, texts: Texts = EN) -> LLM:
+def open_llm(options: ModelOptions, *, max_batch_size: int = 16, texts: Texts = EN) -> LLM:
     """Fetches and loads the model that the options name."""
     fetch(options.model)
-    with spinner(texts.loading.format(model=options.model)):
+    with spinner(texts.loading.format(model=options.model)) as on_progress:
         from qwenkit.llm import LLM
 
-        limits = {} if max_batch_size is None else {"max_batch_size": max_batch_size}
         return LLM(
             options.model,
             device=options.device,
             dtype=options.dtype,
             max_context=options.max_context,
+            max_batch_size=max_batch_size,
             num_threads=options.threads,
-            **limits,
+            on_progress=on_progress,
         )
 
 
 @contextlib.contextmanager
-def spinner(text: str) -> Iterator[None]:
-    """Shows that something takes a while, on stderr when that is a terminal."""
+def spinner(text: str) -> Iterator[Callable[[int, int], None]]:
+    """Shows that something takes a while, on stderr when that is a terminal; yields how to say how far it is."""
     if not is_terminal(sys.stderr):
-        yield
+        yield lambda done, total: None
         return
     from rich.console import Console
 
-    with Console(stderr=True).status(text):
-        yield
+    with Console(stderr=True).status(text) as status:
+        yield lambda done, total: status.update(f"{text} {done / max(total, 1):.0%}")

@@ -52,12 +52,9 @@ class _Group(TyperGroup):
     def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
-        except QwenkitError as error:
-            raise typer.Exit(_fail(str(error))) from None
         except BrokenPipeError:
+            # Further out, typer would exit with 1.
             raise typer.Exit(EXIT_BROKEN_PIPE) from None
-        except OSError as error:
-            raise typer.Exit(_fail(_describe_os_error(error))) from None
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
         kwargs["standalone_mode"] = False
@@ -65,6 +62,10 @@ class _Group(TyperGroup):
             code = super().main(*args, **kwargs)
         except typer.Abort:
             code = EXIT_INTERRUPTED
+        except QwenkitError as error:
+            code = _fail(str(error))
+        except OSError as error:
+            code = _fail(_describe_os_error(error))
         except Exception as error:
             if not hasattr(error, "format_message") or not hasattr(error, "exit_code"):
                 raise
@@ -123,15 +124,17 @@ def _prepare_streams() -> None:
             reconfigure(errors="replace")
 
 
-def _flush() -> bool:
-    """Writes out what is buffered; False when nobody reads any more."""
+def _flush(code: int | str | None) -> int | str | None:
+    """Writes out what is buffered; the exit code, which is another one when that fails."""
     try:
         sys.stdout.flush()
-    except BrokenPipeError:
+    except OSError as error:
         # Python flushes again at exit; point the descriptor elsewhere so that it stays quiet.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return False
-    return True
+        if not isinstance(error, BrokenPipeError):
+            return code or _fail(_describe_os_error(error))
+        return EXIT_BROKEN_PIPE
+    return code
 
 
 def run() -> None:
@@ -144,6 +147,4 @@ def run() -> None:
         code = stop.code
     except KeyboardInterrupt:
         code = EXIT_INTERRUPTED
-    if not _flush() or code == EXIT_BROKEN_PIPE:
-        code = EXIT_BROKEN_PIPE
-    sys.exit(code)
+    sys.exit(_flush(code))

@@ -168,13 +168,18 @@ class MarkdownView:
     def _cut_final_blocks(self) -> list[tuple[int, list[Token]]]:
         """Takes the blocks that cannot change any more out of the pending text.
 
-        Only whole lines count: the start of a line may yet turn out to continue the block before it.
+        The start of a line may yet turn out to continue the block before it, so only whole lines count; but nothing
+        can continue a block behind an empty line, unless it is a list.
         """
-        whole = self._pending[: self._pending.rfind("\n") + 1]
-        blocks = split_blocks(whole)
+        lines = self._pending.split("\n")
+        blocks = split_blocks(self._pending)
+        is_settled = (
+            len(blocks) > 1 and not lines[blocks[-1][0] - 1].strip() and "list" not in blocks[-2][1][0].type
+        )
+        if not is_settled:
+            blocks = split_blocks("\n".join([*lines[:-1], ""]))
         if len(blocks) < 2:
             return []
-        lines = self._pending.split("\n")
         self._pending = "\n".join(lines[blocks[-1][0] :])
         return blocks[:-1]
 

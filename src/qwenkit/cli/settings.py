@@ -109,8 +109,8 @@ def show(params: SamplingParams, defaults: SamplingParams, texts: Texts) -> str:
     lines = []
     for name, default in _DEFAULTS.items():
         mine = getattr(params, name)
-        note = f"  ({texts.conf_default})" if mine == default else ""
         value = getattr(defaults, name) if mine == default else mine
+        note = f"  ({texts.conf_default})" if value != mine else ""
         lines.append(f"  {name:<{width}}  {_show(value)}{note}")
     return "\n".join(lines)
 

@@ -55,7 +55,7 @@ class Texts:
 
 EN = Texts(
     loading="Loading {model} …",
-    hint="/help shows the commands, Ctrl-D leaves",
+    hint="type /help for help",
     context="context {n}",
     you="You",
     assistant="Assistant",
@@ -114,7 +114,7 @@ EN = Texts(
 
 ZH = Texts(
     loading="正在加载 {model} …",
-    hint="/help 显示命令，Ctrl-D 退出",
+    hint="输入 /help 查看帮助",
     context="上下文 {n}",
     you="用户",
     assistant="助手",

@@ -31,7 +31,7 @@ def load_tokenizer(model: str) -> Tokenizer:
 
 def tokenize(
     text: Annotated[
-        str | None, typer.Argument(metavar="[TEXT]", help="Text; without it, all of stdin.")
+        str | None, typer.Argument(metavar="TEXT", help="Text; without it, all of stdin.")
     ] = None,
     model: ModelOption = DEFAULT_MODEL,
     no_specials: NoSpecials = False,
@@ -85,7 +85,7 @@ def _show_table(tokenizer: Tokenizer, ids: Sequence[int]) -> None:
 
 def detokenize(
     ids: Annotated[
-        list[str] | None, typer.Argument(metavar="[IDS]...", help="Token ids; without them, stdin.")
+        list[str] | None, typer.Argument(metavar="IDS", help="Token ids; without them, stdin.")
     ] = None,
     model: ModelOption = DEFAULT_MODEL,
     no_specials: Annotated[bool, typer.Option("--no-specials", help="Leave control tokens out.")] = False,

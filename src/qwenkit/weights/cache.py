@@ -115,6 +115,13 @@ def unwritable_error(what: str, folder: Path, error: OSError) -> SourceError:
     )
 
 
+def reason_of(error: BaseException) -> str:
+    """The first line of an error's text, cut short, or its type if it has no text."""
+    lines = str(error).strip().splitlines()
+    reason = lines[0].rstrip(" .:") if lines else type(error).__name__
+    return reason if len(reason) <= 160 else f"{reason[:159]}…"
+
+
 def folder_size(folder: Path) -> int:
     """Bytes in all files below ``folder``; files that vanish meanwhile count nothing."""
     total = 0

@@ -7,9 +7,10 @@ download that was cut off never looks whole.
 
 from __future__ import annotations
 
+import importlib
 import logging
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -84,12 +85,7 @@ def find_snapshot(wanted: HubId) -> tuple[Path | None, str]:
         The path, or None; and what is missing if there is a snapshot that is not complete.
     """
     folder = _repo_folder(wanted.repo)
-    commit = wanted.revision or "main"
-    if not _COMMIT.fullmatch(commit):
-        try:
-            commit = (folder / "refs" / commit).read_text(encoding="utf-8").strip()
-        except (OSError, ValueError):
-            return None, ""
+    commit = _commit_of(folder, wanted.revision or "main")
     snapshot = folder / "snapshots" / commit
     if not commit or not snapshot.is_dir():
         return None, ""
@@ -100,13 +96,19 @@ def find_snapshot(wanted: HubId) -> tuple[Path | None, str]:
     return _result(snapshot, wanted.file), ""
 
 
-def cached_repos() -> list[str]:
-    """The ids of all models with a folder in the hub's cache, complete or not."""
-    try:
-        folders = sorted(_hub_cache().glob("models--*--*"))
-    except OSError:
-        return []
-    return [folder.name.removeprefix("models--").replace("--", "/", 1) for folder in folders]
+def cached_models() -> Iterator[tuple[str, Path]]:
+    """Id and path of every complete model on the main branch in the hub's cache; .gguf files one by one."""
+    for folder in sorted(_glob(_hub_cache(), "models--*--*")):
+        repo = folder.name.removeprefix("models--").replace("--", "/", 1)
+        commit = _commit_of(folder, "main")
+        snapshot = folder / "snapshots" / commit
+        ggufs = sorted(_glob(snapshot, "**/*.gguf")) if commit else []
+        if ggufs and not (snapshot / "config.json").is_file():
+            yield from ((f"{repo}:{file.relative_to(snapshot)}", file) for file in ggufs if file.is_file())
+            continue
+        path, _ = find_snapshot(HubId(repo=repo))
+        if path is not None:
+            yield repo, path
 
 
 def _missing_in(snapshot: Path, wanted: HubId, commit: str) -> list[str]:
@@ -165,23 +167,46 @@ def _download(wanted: HubId, on_progress: Progress | None, force: bool) -> Path:
             for path in _incomplete(folder) - before:
                 path.unlink(missing_ok=True)
         raise
-    # All is there: this call records which commit the branch or tag means; its file is in the cache by now.
     if wanted.revision != info.sha:
-        hf_hub_download(wanted.repo, names[0], revision=wanted.revision, tqdm_class=_silent_bar(), **library)
+        _record_commit(wanted, names[0], library)
     missing = missing_files(snapshot, wanted.file)
     if missing:
         raise SourceError(
             f"{wanted} is not a complete model on the hub: it lacks {', '.join(missing[:3])}; "
             "choose another repository or revision"
         )
-    return _result(snapshot, wanted.file)
+    # Where several .gguf files leave it open: the repository listed one, so the others are not of this commit.
+    return _result(snapshot, wanted.file) or snapshot / names[-1]
 
 
-def _result(snapshot: Path, file: str | None) -> Path:
+def _record_commit(wanted: HubId, name: str, library: Mapping[str, Any]) -> None:
+    """Lets the hub library note which commit the branch means; the file is in the cache by now."""
+    from huggingface_hub import hf_hub_download
+
+    try:
+        hf_hub_download(wanted.repo, name, revision=wanted.revision, tqdm_class=_silent_bar(), **library)
+    except Exception as error:
+        _log.warning("%s is fetched but will not be found offline: %s", wanted, cache.reason_of(error))
+
+
+def _commit_of(folder: Path, revision: str) -> str:
+    """The commit that a branch or tag meant when it was last fetched, or an empty string."""
+    if _COMMIT.fullmatch(revision):
+        return revision
+    try:
+        return (folder / "refs" / revision).read_text(encoding="utf-8").strip()
+    except (OSError, ValueError):
+        return ""
+
+
+def _result(snapshot: Path, file: str | None) -> Path | None:
+    """The path to load; None where several .gguf files leave it open."""
     if file is not None:
         return snapshot / file
     files = sorted(snapshot.glob("*.gguf"))
-    return files[0] if files and not (snapshot / "config.json").is_file() else snapshot
+    if not files or (snapshot / "config.json").is_file():
+        return snapshot
+    return files[0] if len(files) == 1 else None
 
 
 def _explain(error: Exception, wanted: HubId) -> tuple[SourceError, bool]:
@@ -208,13 +233,11 @@ def _explain(error: Exception, wanted: HubId) -> tuple[SourceError, bool]:
     if isinstance(root, errors.HfHubHTTPError):
         return _explain_status(root, wanted, place), True
     if type(root).__module__.partition(".")[0] in {"httpx", "httpx2", "httpcore", "httpcore2", "requests"}:
-        reason = str(root) or type(root).__name__
-        return NoNetworkError(
-            f"{wanted} cannot be fetched: no connection to the hub at {place} ({reason})"
-        ), True
+        reason = f"no connection to the hub at {place} ({cache.reason_of(root)})"
+        return NoNetworkError(f"{wanted} cannot be fetched: {reason}"), True
     if isinstance(root, OSError) and root.errno is not None:
         return cache.unwritable_error(str(wanted), _repo_folder(wanted.repo), root), True
-    reason = (str(root).splitlines() or [""])[0] or type(root).__name__
+    reason = cache.reason_of(root)
     return SourceError(f"{wanted} cannot be fetched: {reason}; try again, or give a local folder"), True
 
 
@@ -239,16 +262,14 @@ def _root_cause(error: BaseException) -> BaseException:
     return error
 
 
-def _silent_bar() -> type[Any]:
-    from huggingface_hub.utils import tqdm
+def _silent_bar() -> Any:
+    """A progress bar class that shows nothing; progress is read off the disk (cache.watch_size)."""
+    bar = importlib.import_module("huggingface_hub.utils").tqdm
 
-    class Silent(tqdm):
-        """Progress is read off the disk instead (cache.watch_size)."""
+    def start(self: Any, *args: Any, **options: Any) -> None:
+        bar.__init__(self, *args, **{**options, "disable": True})
 
-        def __init__(self, *args: Any, **kwargs: Any) -> None:
-            super().__init__(*args, **{**kwargs, "disable": True})
-
-    return Silent
+    return type("SilentBar", (bar,), {"__init__": start})
 
 
 def _hub_cache() -> Path:

@@ -66,8 +66,7 @@ def _cached(download: Any, wanted: HubId, revision: dict[str, str]) -> Path | No
 
 
 def _explain(error: Exception, wanted: HubId) -> SourceError:
-    reason = (str(error).splitlines() or [""])[0] or type(error).__name__
-    text = f"modelscope:{wanted} cannot be fetched ({reason})"
+    text = f"modelscope:{wanted} cannot be fetched ({cache.reason_of(error)})"
     names = {kind.__name__ for kind in type(error).__mro__}
     # requests' ConnectionError and modelscope's NetworkError share no class that could be imported here.
     if names & {"ConnectionError", "NetworkError", "Timeout", "TimeoutError"}:

@@ -58,7 +58,7 @@ def _only_gguf(ggufs: list[str], model: str) -> str:
         raise SourceError(
             f"{model} holds no weights that can be read: .safetensors, pytorch_model*.bin or .gguf"
         )
-    if len(ggufs) > 1:
+    if len(ggufs) > 1 or "/" in ggufs[0]:
         repository = model.partition(":")[0]
         raise SourceError(
             f"{model} holds {len(ggufs)} .gguf files: {', '.join(ggufs)}; choose one as '{repository}:{ggufs[0]}'"

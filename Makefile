@@ -1,0 +1,53 @@
+# Two commands matter: `make chat` and `make test`. Everything else serves them.
+#
+#   make chat                        talk to the default model
+#   make chat PROMPT="Hello"         answer once and exit
+#   make chat MODEL=path/to/model    another model: folder, .gguf file or hub id
+#   make test                        lint, types and every test
+
+PYTHON ?= python3
+MODEL ?= smollm2-135m
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+# Taken literally, so that a dollar sign in a prompt stays one.
+export QWENKIT_PROMPT := $(value PROMPT)
+export QWENKIT_MODEL := $(value MODEL)
+# Build isolation installs under the same constraints.
+export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
+
+.DEFAULT_GOAL := help
+.PHONY: help chat test test-data check clean
+
+help:
+	@sed -n 's/^#   //p' Makefile
+
+chat: .venv/.core
+	@if [ -n "$$QWENKIT_PROMPT" ]; then \
+		exec $(BIN)/qwenkit chat -m "$$QWENKIT_MODEL" -- "$$QWENKIT_PROMPT" </dev/null; \
+	else \
+		exec $(BIN)/qwenkit chat -m "$$QWENKIT_MODEL"; \
+	fi
+
+test: check
+	$(BIN)/python -m pytest
+
+check: .venv/.test test-data
+	scripts/check
+
+test-data: .venv/.test
+	@$(BIN)/python scripts/fetch_test_data.py
+
+.venv/.core: pyproject.toml constraints.txt
+	@echo "Installing into .venv (once; a few minutes on a slow line) ..."
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "qwenkit needs Python 3.10 or later, this is " + sys.version.split()[0])'
+	@[ -x $(BIN)/python ] || $(PYTHON) -m venv .venv
+	@$(PIP) install -q -e .
+	@touch $@
+
+.venv/.test: .venv/.core
+	@echo "Installing the test tools into .venv ..."
+	@$(PIP) install -q -e '.[test]'
+	@touch $@
+
+clean:
+	rm -rf .venv build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis src/*.egg-info

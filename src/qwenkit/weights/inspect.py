@@ -1,0 +1,181 @@
+"""Describes a model from its headers alone: family, sizes, parameters, memory it will need. Loads no weights."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from qwenkit.chat.template import choose_template
+from qwenkit.config.model import ModelConfig
+from qwenkit.core.errors import QwenkitError, TokenizerError
+from qwenkit.weights.load import Checkpoint, open_checkpoint
+from qwenkit.weights.sources import fetch
+from qwenkit.weights.tokenizer import tokenizer_of
+
+_BYTES = {"bfloat16": 2, "float32": 4}  # float16 needs what bfloat16 needs
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MemoryRow:
+    """Bytes needed to run in one dtype at one context length, one sequence."""
+
+    dtype: str
+    context: int
+    weights_bytes: int
+    kv_bytes: int
+
+    @property
+    def total_bytes(self) -> int:
+        """Weights and cache together."""
+        return self.weights_bytes + self.kv_bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelReport:
+    """What the headers of a checkpoint say."""
+
+    path: Path
+    format: str
+    family: str
+    architecture: str
+    num_params: int
+    sizes: dict[str, int]
+    features: dict[str, str]
+    dtype: str
+    quantisation: str | None
+    runnable: bool
+    """False when this version can read but not run it."""
+    context_length: int
+    vocab_tokens: int | None
+    """Tokens of the tokenizer; None when it has none."""
+    chat_template: str
+    """chatml, jinja or none"""
+    tokenizer_problem: str | None
+    """Why there is no tokenizer."""
+    file_bytes: int
+    tensors: dict[str, int]
+    """Stored type to bytes."""
+    memory: tuple[MemoryRow, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        out = dataclasses.asdict(self)
+        out["path"] = str(self.path)
+        out["memory"] = [{**dataclasses.asdict(r), "total_bytes": r.total_bytes} for r in self.memory]
+        return out
+
+
+def inspect_model(model: str) -> ModelReport:
+    """Reads the headers of a model.
+
+    Args:
+        model: folder, .gguf file, built-in name or hub id; fetched first if needed.
+
+    Raises:
+        QwenkitError: it cannot be found, or its headers do not hold.
+    """
+    checkpoint = open_checkpoint(fetch(model))
+    try:
+        return _report(checkpoint)
+    finally:
+        checkpoint.store.close()
+
+
+def _report(checkpoint: Checkpoint) -> ModelReport:
+    config = checkpoint.config
+    tensors: dict[str, int] = {}
+    for info in checkpoint.store.tensors.values():
+        tensors[info.dtype] = tensors.get(info.dtype, 0) + info.nbytes
+    vocab_tokens, template, problem = _text_side(checkpoint)
+    return ModelReport(
+        path=checkpoint.path,
+        format=checkpoint.format,
+        family=checkpoint.family.name,
+        architecture=checkpoint.family.architecture,
+        num_params=config.num_params,
+        sizes={
+            name: getattr(config, name)
+            for name in (
+                "vocab_size",
+                "hidden_size",
+                "num_layers",
+                "num_heads",
+                "num_kv_heads",
+                "head_dim",
+                "ffn_size",
+            )
+        },
+        features=_features(config),
+        dtype=config.dtype,
+        quantisation=str(checkpoint.quant) if checkpoint.quant else None,
+        runnable=checkpoint.quant is None or checkpoint.format == "gguf",
+        context_length=config.context_length,
+        vocab_tokens=vocab_tokens,
+        chat_template=template,
+        tokenizer_problem=problem,
+        file_bytes=_file_bytes(checkpoint.path),
+        tensors=dict(sorted(tensors.items(), key=lambda item: -item[1])),
+        memory=tuple(memory_rows(config)),
+    )
+
+
+def _text_side(checkpoint: Checkpoint) -> tuple[int | None, str, str | None]:
+    """Tokens, kind of chat template, and what is wrong with the tokenizer."""
+    try:
+        tokenizer = tokenizer_of(checkpoint.path, checkpoint.metadata)
+    except TokenizerError as error:
+        return None, "none", str(error)
+    if checkpoint.generation.chat_format == "raw":
+        return tokenizer.vocab_size, "none", None
+    try:
+        template = choose_template(checkpoint.family.chat_format, tokenizer)
+    except QwenkitError as error:
+        return tokenizer.vocab_size, "none", str(error)
+    kind = "none" if template is None else "jinja" if type(template).__name__ == "JinjaTemplate" else "chatml"
+    return tokenizer.vocab_size, kind, None
+
+
+def _features(config: ModelConfig) -> dict[str, str]:
+    """The switches that are on, in words."""
+    rope, features = config.rope, {}
+    features["rotary base"] = f"{rope.base:g}"
+    if rope.scaling:
+        features["rotary scaling"] = f"{rope.scaling.kind} x{rope.scaling.factor:g}"
+    if rope.freq_factors:
+        features["rotary scaling"] = "factors per frequency"
+    if rope.ntk_length:
+        features["dynamic NTK"] = f"beyond {rope.ntk_length} tokens"
+    if config.logn_length:
+        features["LogN attention"] = f"beyond {config.logn_length} tokens"
+    if config.windows:
+        features["windows"] = f"{sum(w is not None for w in config.windows)} of {config.num_layers} layers"
+    named = {
+        "qkv bias": config.qkv_bias,
+        "query and key norm": config.qk_norm,
+        "tied embeddings": config.tie_embeddings,
+    }
+    return features | {name: "yes" for name, on in named.items() if on}
+
+
+def memory_rows(config: ModelConfig) -> list[MemoryRow]:
+    """Memory for a few context lengths up to the model's own, in each dtype."""
+    lengths = sorted({n for n in (2048, 8192, 32768) if n < config.context_length} | {config.context_length})
+    return [
+        MemoryRow(
+            dtype=dtype,
+            context=length,
+            weights_bytes=config.num_params * width,
+            kv_bytes=config.kv_bytes(length, width),
+        )
+        for dtype, width in _BYTES.items()
+        for length in lengths
+    ]
+
+
+def _file_bytes(path: Path) -> int:
+    if path.is_file():
+        return path.stat().st_size
+    weights = (p for p in path.iterdir() if p.suffix in (".safetensors", ".bin"))
+    return sum(p.stat().st_size for p in weights)

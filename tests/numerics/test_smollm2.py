@@ -1,0 +1,96 @@
+"""SmolLM2, real weights: against what transformers computed in float32 (scripts/make_smollm2_reference.py)."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from qwenkit.config.families import FAMILIES
+from qwenkit.model.generate import all_logits
+from qwenkit.model.transformer import Transformer
+from qwenkit.weights.save import save_model
+
+from qwenkit import LLM, SamplingParams
+
+from tests.support.models import as_qwen1, greedy, load
+
+DATA = Path(__file__).parents[1] / "data"
+REFERENCE: dict[str, Any] = json.loads((DATA / "smollm2.json").read_text(encoding="utf-8"))
+
+
+@pytest.fixture(scope="module")
+def llm(smollm2_gguf: Path) -> LLM:
+    return LLM(smollm2_gguf, dtype="float32")
+
+
+@pytest.fixture(scope="module")
+def network(llm: LLM) -> Transformer:
+    return llm.backend.model  # type: ignore[attr-defined]
+
+
+def test_prompts_have_the_same_ids(llm: LLM) -> None:
+    for case in REFERENCE["greedy"]:
+        assert llm.tokenizer.encode(case["prompt"]) == case["prompt_ids"]
+
+
+def test_greedy_tokens_equal_transformers(network: Transformer) -> None:
+    cases = REFERENCE["greedy"]
+    out = greedy(network, [c["prompt_ids"] for c in cases], 64, max_batch_size=20)
+    assert out == [c["output_ids"] for c in cases]
+
+
+def test_alone_gives_the_same_tokens_as_in_a_batch(network: Transformer) -> None:
+    for case in REFERENCE["greedy"][:3]:
+        assert greedy(network, [case["prompt_ids"]], 32) == [case["output_ids"][:32]]
+
+
+def test_perplexity_equals_transformers(llm: LLM) -> None:
+    excerpt = REFERENCE["excerpt"]
+    text = (DATA / "wikitext2-excerpt.txt").read_text(encoding="utf-8")
+    steps: list[tuple[int, int, float]] = []
+    value = llm.perplexity(text, window=excerpt["window"], on_progress=lambda *step: steps.append(step))
+    assert value == pytest.approx(math.exp(excerpt["mean_nll"]), rel=1e-4)
+    assert steps[-1][0] == steps[-1][1]
+    assert steps[-1][2] == pytest.approx(value)
+
+
+def test_logits_of_the_specification(llm: LLM) -> None:
+    logits = llm.logits([[504, 3575, 282, 4649, 314]])[0][-1]
+    top = logits.topk(5)
+    assert top.indices.tolist() == [7042, 260, 4528, 2250, 1315]
+    torch.testing.assert_close(
+        top.values, torch.tensor([17.3713, 14.8886, 13.2450, 13.0095, 12.9515]), atol=1e-3, rtol=0
+    )
+
+
+def test_chat_of_the_specification(llm: LLM) -> None:
+    answer = llm.chat("What is 2+2?", SamplingParams(temperature=0))
+    assert answer.usage.prompt_tokens == 37
+    assert answer.text == "The answer to this classic math problem is 4."
+    assert answer.token_ids == (504, 2988, 288, 451, 8170, 4119, 1732, 314, 216, 36, 30, 2)
+
+
+@pytest.mark.parametrize("shard_bytes", [10**10, 10**8])
+def test_saved_as_safetensors_says_the_same(
+    llm: LLM, network: Transformer, tmp_path: Path, shard_bytes: int
+) -> None:
+    folder = tmp_path / "saved"
+    save_model(folder, network, FAMILIES["llama"], tokenizer=llm.tokenizer, shard_bytes=shard_bytes)
+    saved = LLM(folder, dtype="float32")
+    ids = REFERENCE["greedy"][1]["prompt_ids"]
+    assert torch.equal(saved.logits([ids])[0], llm.logits([ids])[0])
+    params = SamplingParams(temperature=0, max_tokens=24)
+    assert saved.chat("Name three fruits.", params) == llm.chat("Name three fruits.", params)
+    for case in REFERENCE["greedy"]:
+        assert saved.tokenizer.encode(case["prompt"]) == case["prompt_ids"]
+
+
+def test_in_the_layout_of_qwen1(network: Transformer, tmp_path: Path) -> None:
+    model = load(as_qwen1(network, tmp_path / "qwen1"))
+    ids = REFERENCE["greedy"][18]["prompt_ids"]
+    torch.testing.assert_close(all_logits(model, ids), all_logits(network, ids), atol=1e-4, rtol=0)
+    assert greedy(model, [ids], 16) == [REFERENCE["greedy"][18]["output_ids"][:16]]

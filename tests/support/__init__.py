@@ -1,0 +1,1 @@
+"""Helpers shared by tests: tiny models, and real weights in another layout."""
