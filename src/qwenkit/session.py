@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -65,19 +65,27 @@ class Chat:
         Raises:
             InputError: the message is too long for the context; nothing is remembered then.
         """
-        query = Message("user", text)
-        deltas = self.llm.stream_chat(self._prompt(query), self.params, **self.template_options)
-        return self._record(query, deltas)
+        return self._answer(Message("user", text), self.messages)
 
-    def _record(self, query: Message, deltas: Iterator[Delta]) -> Iterator[Delta]:
+    def _answer(self, query: Message, past: list[Message]) -> Iterator[Delta]:
+        deltas = self.llm.stream_chat(self._prompt(past, query), self.params, **self.template_options)
+        return self._record(query, past, deltas)
+
+    def _record(self, query: Message, past: list[Message], deltas: Iterator[Delta]) -> Iterator[Delta]:
+        before = self.messages
+        self.messages = [*past, query]
         parts: list[str] = []
-        self.messages.append(query)
+        finished = False
         try:
             for delta in deltas:
                 parts.append(delta.text)
+                finished = delta.finish_reason is not None
                 yield delta
         finally:
-            self.messages.append(self._reply("".join(parts)))
+            if isinstance(deltas, Generator):
+                deltas.close()
+            # Stopped before a word was said: as if nothing had been asked.
+            self.messages = [*self.messages, self._reply("".join(parts))] if finished or any(parts) else before
 
     @staticmethod
     def _reply(text: str) -> Message:
@@ -89,22 +97,27 @@ class Chat:
     def regenerate(self) -> Iterator[Delta]:
         """Answers the last user message again, in place of the answer it got.
 
+        The old answer stays until the new one has begun.
+
         Raises:
             InputError: there is none yet.
         """
-        query = self.undo()
-        if query is None:
+        at = self._last_query()
+        if at is None:
             raise InputError("there is no reply to generate again; say something first")
-        return self.stream(query.content)
+        return self._answer(self.messages[at], self.messages[:at])
 
     def undo(self) -> Message | None:
         """Forgets the last exchange; returns its user message, or None when there is none."""
-        for at in range(len(self.messages) - 1, -1, -1):
-            if self.messages[at].role == "user":
-                query = self.messages[at]
-                del self.messages[at:]
-                return query
-        return None
+        at = self._last_query()
+        if at is None:
+            return None
+        query = self.messages[at]
+        self.messages = self.messages[:at]
+        return query
+
+    def _last_query(self) -> int | None:
+        return next((i for i in reversed(range(len(self.messages))) if self.messages[i].role == "user"), None)
 
     def clear(self) -> None:
         """Forgets every turn; the system prompt stays."""
@@ -133,10 +146,10 @@ class Chat:
             return messages
         return fit_history(template, tokenizer, messages, window, **self.template_options)
 
-    def _prompt(self, query: Message) -> list[Message]:
+    def _prompt(self, past: list[Message], query: Message) -> list[Message]:
         """System, as much history as the window and the context hold, and the query."""
         template, tokenizer = self.llm.backend.template, self.llm.backend.tokenizer
-        messages = self._trimmed([*self.messages, query], self.max_window_size)
+        messages = self._trimmed([*past, query], self.max_window_size)
         if template is None or tokenizer is None:
             return messages
         # The window does not count the query, so a long one can still burst the context: history gives way first.
@@ -147,7 +160,7 @@ class Chat:
             if length + reserve <= context:
                 break
             window = max(min(window, context) - (length + reserve - context), 0)
-            shorter = self._trimmed([*self.messages, query], window)
+            shorter = self._trimmed([*past, query], window)
             messages = shorter if len(shorter) < len(messages) else self._with_system([query])
         return messages
 

@@ -254,6 +254,7 @@ class _TextStream:
         elif reason:
             # Bytes of a character the reply was cut in are dropped: half a character is never shown.
             text += self._matcher.flush()
+            reason = "stop" if self._matcher.matched else reason
         usage = Usage(prompt_tokens=self._prompt_tokens, completion_tokens=self._count) if reason else None
         return Delta(
             index=self._index, text=text, token_ids=(event.token_id,), finish_reason=reason, usage=usage

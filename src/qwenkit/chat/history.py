@@ -41,7 +41,7 @@ def fit_history(
         segments = template.render([*system, *part], tools=tools, add_generation_prompt=False, **options)
         return len(tokenizer.encode_segments(segments))
 
-    used = _system_size(count)
+    used = _system_size(count, is_written_alone=bool(system) or template.default_system is not None)
     # a turn is measured with a question after it, because templates write the last turn in their own way
     after = [Message("user", "a")]
     bare = count(after)
@@ -63,9 +63,11 @@ def _turns(messages: Sequence[Message]) -> list[list[Message]]:
     return turns
 
 
-def _system_size(count: Callable[[Sequence[Message]], int]) -> int:
-    """Tokens of the system text, also for templates that refuse a conversation without turns."""
-    try:
-        return count(())
-    except TemplateError:
-        return 2 * count(_PROBE) - count((*_PROBE, *_PROBE))
+def _system_size(count: Callable[[Sequence[Message]], int], *, is_written_alone: bool) -> int:
+    """Tokens of the system text; many templates write their own only where a conversation has turns."""
+    if is_written_alone:
+        try:
+            return count(())
+        except TemplateError:
+            pass  # the template wants a turn as well
+    return 2 * count(_PROBE) - count((*_PROBE, *_PROBE))

@@ -103,8 +103,9 @@ def _environment() -> jinja2.Environment:
 
         def call(__self, __context: Any, __obj: Any, *args: Any, **kwargs: Any) -> Any:
             _spend(1)
-            if any(isinstance(arg, int) and arg > _MAX_CHARS for arg in args):  # such as "".center(10**9)
-                raise TemplateError(f"the chat template passes a number above {_MAX_CHARS}; it looks broken")
+            on_text = isinstance(getattr(__obj, "__self__", None), str)
+            if on_text and any(isinstance(arg, int) and arg > _MAX_CHARS for arg in args):
+                raise TemplateError(f"the chat template pads text to more than {_MAX_CHARS}; it looks broken")
             return super().call(__context, __obj, *args, **kwargs)
 
     environment = Bounded(trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"])

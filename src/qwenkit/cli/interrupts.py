@@ -1,38 +1,40 @@
-"""Ctrl-C while a reply streams: the first press asks to stop, the second one forces it."""
+"""Ctrl-C while a reply streams: before the first token it stops at once, later after the token being made.
+
+A second press always stops at once.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from types import FrameType
 
 
 class Stop:
     """Whether stopping was asked for."""
 
-    def __init__(self, on_first: Callable[[], None] | None) -> None:
-        self._on_first = on_first
+    def __init__(self) -> None:
         self.is_asked = False
+        self.is_gentle = False
+        """Set once something looks at ``is_asked`` often; until then the first press raises, too."""
 
     def __call__(self, signum: int, frame: FrameType | None) -> None:
         """The signal handler.
 
         Raises:
-            KeyboardInterrupt: the second time.
+            KeyboardInterrupt: the second time, or when nothing looks yet.
         """
-        if self.is_asked:
+        if self.is_asked or not self.is_gentle:
             raise KeyboardInterrupt
         self.is_asked = True
-        if self._on_first is not None:
-            self._on_first()
 
 
 @contextlib.contextmanager
-def stoppable(on_first: Callable[[], None] | None = None) -> Iterator[Stop]:
-    """Turns Ctrl-C into a wish to stop that the loop inside looks at; calls ``on_first`` at once."""
-    stop = Stop(on_first)
+def stoppable() -> Iterator[Stop]:
+    """Turns Ctrl-C into a wish to stop that the loop inside looks at."""
+    stop = Stop()
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as for jobs that a shell starts in the background
         yield stop
         return

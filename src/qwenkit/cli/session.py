@@ -46,23 +46,21 @@ def closing(deltas: Iterator[Delta]) -> Iterator[None]:
             close()
 
 
-def stream_reply(
-    deltas: Iterator[Delta], view: View, meter: Meter, on_stop: Callable[[], None] | None = None
-) -> bool:
+def stream_reply(deltas: Iterator[Delta], view: View, meter: Meter) -> bool:
     """Shows a reply until it ends or Ctrl-C stops it.
 
     Args:
         deltas: the reply; closed in any case.
         view: shows it.
         meter: sees every delta.
-        on_stop: called at once at the first Ctrl-C; the reply may take a moment longer.
 
     Returns:
         True when the reply was stopped.
     """
-    with closing(deltas), stoppable(on_stop) as stop, without_echo():
+    with closing(deltas), stoppable() as stop, without_echo():
         try:
             for delta in deltas:
+                stop.is_gentle = True
                 meter.see(delta)
                 view.feed(delta.text)
                 if stop.is_asked:

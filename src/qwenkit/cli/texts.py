@@ -20,7 +20,6 @@ class Texts:
     assistant: str
     system: str
     stopped: str
-    stopping: str
     cut: str
     stats: str
     bye: str
@@ -61,7 +60,6 @@ EN = Texts(
     assistant="Assistant",
     system="System",
     stopped="[stopped]",
-    stopping="[stopping; Ctrl-C again forces it]",
     cut="[cut: the token limit was reached]",
     stats="{prompt} prompt tokens, {generated} generated, {rate:.1f} tokens/s, first after {first:.2f} s",
     bye="Bye.",
@@ -120,7 +118,6 @@ ZH = Texts(
     assistant="助手",
     system="系统",
     stopped="[已停止]",
-    stopping="[正在停止；再按一次 Ctrl-C 强制停止]",
     cut="[已截断：达到 token 上限]",
     stats="提示 {prompt} tokens，生成 {generated} tokens，{rate:.1f} tokens/秒，首个 token {first:.2f} 秒",
     bye="再见。",

@@ -228,8 +228,10 @@ def explain_nonfinite(model: Transformer, token_ids: Sequence[int]) -> str:
         for handle in handles:
             handle.remove()
     place = f"first in {found[0]}" if found else "in the logits"
+    half = model.dtype == torch.float16
+    cure = "try dtype bfloat16 or float32" if half else "try dtype float32"
     for name, weight in model.named_parameters():
         if found and name.startswith(found[0] + ".") and not bool(weight.isfinite().all()):
-            return f"the model's numbers became NaN or infinite, {place}: the weight {name} itself holds such values; fetch the checkpoint again"
-    wider = "float32" if model.dtype != torch.float16 else "bfloat16 or float32"
-    return f"the model's numbers became NaN or infinite ({place}, dtype {str(model.dtype)[6:]}); try dtype {wider}"
+            place += f": the weight {name} itself holds such values"
+            cure = cure if half else "fetch the checkpoint again"
+    return f"the model's numbers became NaN or infinite in {str(model.dtype)[6:]}, {place}; {cure}"

@@ -101,9 +101,9 @@ class Tokenizer(Protocol):
         Raises:
             InputError: an id the tokenizer does not have, or bytes that are not UTF-8 with ``errors="strict"``.
         """
-        runs, run = [], bytearray()
-        for token_id in token_ids:
-            if token_id not in self.control_ids:
+        runs, run, control_ids = [], bytearray(), self.control_ids
+        for token_id in map(int, token_ids):
+            if token_id not in control_ids:
                 run += self.token_bytes(token_id)
                 continue
             runs.append(_to_text(run, errors))

@@ -166,11 +166,11 @@ class HfTokenizer(Tokenizer):
 
     def _encode_pieces(self, pieces: Iterable[Segment]) -> list[int]:
         ids: list[int] = []
-        for i, piece in enumerate(pieces):
+        for piece in pieces:
             if isinstance(piece, int):
                 ids.append(piece)
             else:
-                ids += _ids(self._plain()[min(i, 1)], replace_surrogates(piece))
+                ids += _ids(self._plain()[1 if ids else 0], replace_surrogates(piece))
         return ids
 
     def _split(self, text: str, allowed: Mapping[str, int]) -> list[Segment]:

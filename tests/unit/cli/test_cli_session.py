@@ -124,12 +124,11 @@ def interrupting(count: int, times: int = 1) -> Iterator[Delta]:
 @pytest.mark.parametrize(("times", "shown"), [(1, "012"), (2, "01")])
 def test_ctrl_c_stops_the_reply_only(times: int, shown: str) -> None:
     before = signal.getsignal(signal.SIGINT)
-    view, asked = View(), []
+    view = View()
     deltas = interrupting(9, times)
-    assert stream_reply(deltas, view, Meter(), lambda: asked.append(1))
+    assert stream_reply(deltas, view, Meter())
     assert view.text == shown
     assert view.is_finished
-    assert asked == [1]
     assert list(deltas) == []
     assert signal.getsignal(signal.SIGINT) is before
 
@@ -154,7 +153,18 @@ def test_errors_finish_the_view() -> None:
 
 def test_stoppable_forces_at_the_second_press() -> None:
     with stoppable() as stop:
+        stop.is_gentle = True
         signal.raise_signal(signal.SIGINT)
         assert stop.is_asked
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
+
+
+def test_ctrl_c_before_the_first_token_stops_at_once() -> None:
+    def reading_a_long_prompt() -> Iterator[Delta]:
+        signal.raise_signal(signal.SIGINT)
+        yield Delta(index=0, text="too late")
+
+    view = View()
+    assert stream_reply(reading_a_long_prompt(), view, Meter())
+    assert view.text == ""

@@ -66,7 +66,9 @@ def test_plain_text_never_holds_a_special(smollm2_tokenizer: HfTokenizer, text: 
     assert smollm2_tokenizer.decode(ids) == text
 
 
-def test_smollm2_equals_transformers(smollm2_tokenizer: HfTokenizer, smollm2_library: Library) -> None:
+def test_smollm2_equals_its_published_tokenizer(
+    smollm2_tokenizer: HfTokenizer, smollm2_library: Library
+) -> None:
     rng = random.Random(0)
     pieces = [
         *"ab cé你1290\n\t!'.",

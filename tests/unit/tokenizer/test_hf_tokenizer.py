@@ -111,7 +111,7 @@ def llama_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     library.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
     library.save(str(folder / "tokenizer.json"))
     config = {
-        "bos_token": {"content": "<s>"},
+        "bos_token": "<s>",
         "eos_token": "</s>",
         "tokenizer_class": "PreTrainedTokenizerFast",
     }
