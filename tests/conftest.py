@@ -11,7 +11,7 @@ import pytest
 from qwenkit.tokenizer.bpe import TiktokenTokenizer
 from qwenkit.tokenizer.gguf_vocab import tokenizer_from_gguf
 from qwenkit.tokenizer.hf_json import HfTokenizer
-from qwenkit.weights.cache import cache_dir
+from qwenkit.core.environment import cache_dir
 from qwenkit.weights.gguf import GgufFile
 
 

@@ -39,13 +39,18 @@ class DenseCache:
 
     def update(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """See KVCache.update."""
+        self.reserve(k.shape[0])
         end = self.length + k.shape[0]
-        if end > self._shape[2]:
-            self._grow(end)
         keys, values = self._k[layer], self._v[layer]
         keys[:, self.length : end] = k.transpose(0, 1)
         values[:, self.length : end] = v.transpose(0, 1)
         return keys[:, :end], values[:, :end]
+
+    def reserve(self, count: int) -> tuple[Tensor, Tensor]:
+        """Makes room for ``count`` more tokens; returns all keys and all values, (layers, K, capacity, d) each."""
+        if self.length + count > self._shape[2]:
+            self._grow(self.length + count)
+        return self._k, self._v
 
     def advance(self, count: int) -> None:
         """See KVCache.advance."""

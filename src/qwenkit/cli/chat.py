@@ -85,9 +85,10 @@ def _converse(llm: LLM, conversation: Chat, texts: Texts, *, has_stats: bool) ->
     from rich.console import Console
 
     from qwenkit.cli.commands import Commands
-    from qwenkit.cli.line_input import LineInput, data_dir, open_history
+    from qwenkit.cli.line_input import LineInput, open_history
     from qwenkit.cli.session import Session
     from qwenkit.cli.terminal import Screen
+    from qwenkit.core.environment import data_dir
 
     info = llm.info
     screen = Screen(Console(highlight=False))

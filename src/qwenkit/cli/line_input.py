@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,16 +23,6 @@ if TYPE_CHECKING:
     from prompt_toolkit.output import Output
 
 _PREFIXES = ("/", ":")
-
-
-def data_dir(environ: Mapping[str, str] | None = None) -> Path:
-    """Where the history lives: QWENKIT_HOME, else qwenkit in XDG_DATA_HOME, else in ~/.local/share."""
-    env = os.environ if environ is None else environ
-    if home := env.get("QWENKIT_HOME"):
-        return Path(home).expanduser()
-    base = env.get("XDG_DATA_HOME", "")
-    # The XDG specification says that relative paths are to be ignored.
-    return (Path(base) if os.path.isabs(base) else Path.home() / ".local" / "share") / "qwenkit"
 
 
 def open_history(folder: Path) -> History:

@@ -18,6 +18,7 @@ from qwenkit.cli.inspect_model import inspect_model
 from qwenkit.cli.perplexity import perplexity
 from qwenkit.cli.pull import pull
 from qwenkit.cli.tokens import detokenize, tokenize
+from qwenkit.core.environment import wants_traceback
 from qwenkit.core.errors import QwenkitError
 
 EXIT_ERROR = 2
@@ -26,7 +27,7 @@ EXIT_BROKEN_PIPE = 141
 
 
 def _fail(sentence: str, code: int = EXIT_ERROR) -> int:
-    if os.environ.get("QWENKIT_TRACEBACK") == "1" and sys.exc_info()[0] is not None:
+    if wants_traceback() and sys.exc_info()[0] is not None:
         traceback.print_exc()
     print(f"qwenkit: {sentence}", file=sys.stderr)
     return code

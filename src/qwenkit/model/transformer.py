@@ -187,11 +187,15 @@ class Transformer(nn.Module):
             bad = low if low < 0 else high
             raise InputError(f"token id {bad} is outside the model's vocabulary of {self.config.vocab_size}")
 
-    def _attention_input(self, spans: Sequence[Span]) -> AttentionInput:
+    def rotary_rows(self, start: int, count: int, alpha: int) -> tuple[Tensor, Tensor]:
+        """cos and sin of ``count`` positions from ``start`` on, see RotaryTables.rows."""
         if self._tables is None:
             self._tables = RotaryTables(self.config.rope, self.device)
+        return self._tables.rows(start, count, alpha)
+
+    def _attention_input(self, spans: Sequence[Span]) -> AttentionInput:
         starts = [s.cache.offset + s.cache.length for s in spans]
-        pairs = [self._tables.rows(at, s.count, s.cache.alpha) for at, s in zip(starts, spans, strict=True)]
+        pairs = [self.rotary_rows(at, s.count, s.cache.alpha) for at, s in zip(starts, spans, strict=True)]
         cos, sin = pairs[0] if len(pairs) == 1 else (torch.cat(t) for t in zip(*pairs, strict=True))
         logn, scale = self.config.logn_length, None
         if logn is not None and any(at + s.count > logn for at, s in zip(starts, spans, strict=True)):

@@ -1,6 +1,6 @@
 """The download cache: where it is, room on its disk, progress by watching a folder grow.
 
-Knows nothing of hubs or packages. The only module of weights/ that reads environment variables of ours.
+Knows nothing of hubs or packages.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeAlias
 
+from qwenkit.core.environment import cache_dir
 from qwenkit.core.errors import SourceError
 
 Progress: TypeAlias = Callable[[int, int | None], None]
@@ -27,17 +28,6 @@ _FULL_TEXTS = ("no space left on device", "disk quota exceeded", "os error 28)",
 
 class NoNetworkError(SourceError):
     """A server cannot be reached; the caller adds which local models would do."""
-
-
-def cache_dir() -> Path:
-    """``QWENKIT_CACHE``, else ``XDG_CACHE_HOME/qwenkit``, else ``~/.cache/qwenkit``; need not exist."""
-    own = os.environ.get("QWENKIT_CACHE")
-    if own:
-        return Path(own).expanduser()
-    base = os.environ.get("XDG_CACHE_HOME")
-    # The XDG rules say: a relative path is to be ignored.
-    root = Path(base) if base and os.path.isabs(base) else Path("~/.cache").expanduser()
-    return root / "qwenkit"
 
 
 def models_dir() -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from qwenkit.core.environment import cache_dir
 from qwenkit.kernels import doctor
 from qwenkit.kernels.doctor import Check
 from qwenkit.weights import cache
@@ -16,7 +17,7 @@ def report() -> list[Check]:
 
 
 def _cache() -> Check:
-    folder = cache.cache_dir()
+    folder = cache_dir()
     free = cache.free_space(folder)
     if free is None:
         return Check("cache", str(folder), "warn", "its free space cannot be read")

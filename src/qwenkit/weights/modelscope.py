@@ -6,6 +6,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
+from qwenkit.core.environment import cache_dir
 from qwenkit.core.errors import SourceError
 from qwenkit.core.lazy import import_extra
 from qwenkit.weights import cache
@@ -32,7 +33,7 @@ def fetch_modelscope_model(wanted: HubId) -> Path:
         raise
     except Exception as error:
         if cache.is_disk_full(error):
-            raise cache.disk_full_error(f"modelscope:{wanted}", cache.cache_dir()) from error
+            raise cache.disk_full_error(f"modelscope:{wanted}", cache_dir()) from error
         cached = _cached(download, wanted, revision)
         explained = _explain(error, wanted)
         if cached is None:

@@ -12,7 +12,7 @@ from prompt_toolkit.history import InMemoryHistory
 from prompt_toolkit.input import create_pipe_input
 from prompt_toolkit.output import DummyOutput
 
-from qwenkit.cli.line_input import CommandCompleter, LineInput, data_dir, open_history
+from qwenkit.cli.line_input import CommandCompleter, LineInput, open_history
 from qwenkit.cli.texts import EN
 
 
@@ -55,19 +55,6 @@ def test_completion(tmp_path: Path) -> None:
     assert completions("/seed 1") == []
     (tmp_path / "talk.json").touch()
     assert completions(f"/load {tmp_path}/ta") == ["lk.json"]
-
-
-@pytest.mark.parametrize(
-    ("environ", "expected"),
-    [
-        ({"QWENKIT_HOME": "/q", "XDG_DATA_HOME": "/x"}, Path("/q")),
-        ({"XDG_DATA_HOME": "/x"}, Path("/x/qwenkit")),
-        ({"XDG_DATA_HOME": "relative"}, Path.home() / ".local/share/qwenkit"),
-        ({}, Path.home() / ".local/share/qwenkit"),
-    ],
-)
-def test_data_dir(environ: dict[str, str], expected: Path) -> None:
-    assert data_dir(environ) == expected
 
 
 def test_history_is_kept_and_private(tmp_path: Path) -> None:

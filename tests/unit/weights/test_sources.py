@@ -217,24 +217,6 @@ def test_index_of_the_kind_not_fetched_does_not_count(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("environment", "expected"),
-    [
-        ({"QWENKIT_CACHE": "/own", "XDG_CACHE_HOME": "/xdg"}, "/own"),
-        ({"QWENKIT_CACHE": "~/own"}, "/home/me/own"),
-        ({"XDG_CACHE_HOME": "/xdg"}, "/xdg/qwenkit"),
-        ({"XDG_CACHE_HOME": "relative"}, "/home/me/.cache/qwenkit"),
-        ({}, "/home/me/.cache/qwenkit"),
-    ],
-)
-def test_cache_folder(environment: dict[str, str], expected: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("QWENKIT_CACHE", "XDG_CACHE_HOME"):
-        monkeypatch.delenv(name, raising=False)
-    for name, value in {"HOME": "/home/me", **environment}.items():
-        monkeypatch.setenv(name, value)
-    assert cache.cache_dir() == Path(expected)
-
-
-@pytest.mark.parametrize(
     ("error", "full"),
     [
         (OSError(28, "No space left on device"), True),

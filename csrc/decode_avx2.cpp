@@ -1,0 +1,29 @@
+// The decode step for CPUs with AVX2.
+#if defined(__x86_64__)
+#include <algorithm>
+#include <atomic>
+#include <cmath>
+#include <cstring>
+#include <initializer_list>
+#include <vector>
+
+#include "pool.h"
+#include "step.h"
+#include <immintrin.h>
+
+// From here on only: inline functions of the standard headers above must stay runnable on every CPU.
+#if defined(__clang__)
+#pragma clang attribute push(__attribute__((target("avx2,fma,f16c"))), apply_to = function)
+#else
+#pragma GCC target("avx2,fma,f16c")
+#endif
+
+#include "vector_avx2.h"
+#include "step.inc"
+
+void qk::decode_avx2(const Step &step) { decode(step); }
+
+#if defined(__clang__)
+#pragma clang attribute pop
+#endif
+#endif

@@ -1,0 +1,65 @@
+// Sixteen floats as plain C++. The other vector_*.h give the same results bit for bit: same lanes, same order, fused
+// multiply-add, same tree of sums.
+#pragma once
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+
+namespace qk {
+namespace {
+
+struct Vec {
+  float lane[16];
+};
+
+inline float bits_to_float(uint32_t bits) {
+  float f;
+  std::memcpy(&f, &bits, 4);
+  return f;
+}
+
+inline float half_to_float(uint16_t h) {
+  const uint32_t sign = static_cast<uint32_t>(h & 0x8000) << 16, exponent = (h >> 10) & 31, fraction = h & 1023;
+  if (exponent == 31) return bits_to_float(sign | 0x7f800000 | fraction << 13);
+  if (exponent) return bits_to_float(sign | (exponent + 112) << 23 | fraction << 13);
+  const float small = static_cast<float>(fraction) * 0x1p-24f;
+  return sign ? -small : small;
+}
+
+template <class F>
+inline Vec each(F f) {
+  Vec out;
+  for (int i = 0; i < 16; ++i) out.lane[i] = f(i);
+  return out;
+}
+
+inline Vec set1(float x) { return each([=](int) { return x; }); }
+inline Vec load(const float *p) { return each([=](int i) { return p[i]; }); }
+inline void store(float *p, Vec a) { std::memcpy(p, a.lane, sizeof a.lane); }
+inline Vec load_bf16(const uint16_t *p) {
+  return each([=](int i) { return bits_to_float(static_cast<uint32_t>(p[i]) << 16); });
+}
+inline Vec load_f16(const uint16_t *p) { return each([=](int i) { return half_to_float(p[i]); }); }
+inline Vec add(Vec a, Vec b) { return each([&](int i) { return a.lane[i] + b.lane[i]; }); }
+inline Vec mul(Vec a, Vec b) { return each([&](int i) { return a.lane[i] * b.lane[i]; }); }
+inline Vec div(Vec a, Vec b) { return each([&](int i) { return a.lane[i] / b.lane[i]; }); }
+inline Vec fma(Vec a, Vec b, Vec c) { return each([&](int i) { return std::fma(a.lane[i], b.lane[i], c.lane[i]); }); }
+inline Vec max(Vec a, Vec b) { return each([&](int i) { return a.lane[i] > b.lane[i] ? a.lane[i] : b.lane[i]; }); }
+inline Vec min(Vec a, Vec b) { return each([&](int i) { return a.lane[i] < b.lane[i] ? a.lane[i] : b.lane[i]; }); }
+inline Vec round_even(Vec a) { return each([&](int i) { return std::nearbyint(a.lane[i]); }); }
+inline Vec scale_by_power(Vec a, Vec n) {
+  return each([&](int i) { return a.lane[i] * bits_to_float(static_cast<uint32_t>(static_cast<int>(n.lane[i]) + 127) << 23); });
+}
+inline float sum(Vec a) {
+  for (int half = 8; half; half /= 2)
+    for (int i = 0; i < half; ++i) a.lane[i] += a.lane[i + half];
+  return a.lane[0];
+}
+inline float maximum(Vec a) {
+  for (int half = 8; half; half /= 2)
+    for (int i = 0; i < half; ++i) a.lane[i] = a.lane[i] > a.lane[i + half] ? a.lane[i] : a.lane[i + half];
+  return a.lane[0];
+}
+
+}  // namespace
+}  // namespace qk

@@ -1,0 +1,53 @@
+"""Every environment variable of ours is read here and nowhere else.
+
+QWENKIT_CACHE      where fetched models go; else qwenkit in XDG_CACHE_HOME, else ~/.cache/qwenkit
+QWENKIT_HOME       where the chat history lives; else qwenkit in XDG_DATA_HOME, else ~/.local/share/qwenkit
+QWENKIT_ISA        instruction set of the CPU kernels: avx512, avx2, portable, or reference for plain torch
+QWENKIT_TRACEBACK  1 prints the traceback of an error of the command line
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from qwenkit.core.errors import InputError
+
+
+def cache_dir() -> Path:
+    """Where fetched models go; need not exist.
+
+    Raises:
+        InputError: nothing names a folder and the user has no home.
+    """
+    return _folder("QWENKIT_CACHE", "XDG_CACHE_HOME", "~/.cache")
+
+
+def data_dir() -> Path:
+    """Where the chat history lives; need not exist.
+
+    Raises:
+        InputError: nothing names a folder and the user has no home.
+    """
+    return _folder("QWENKIT_HOME", "XDG_DATA_HOME", "~/.local/share")
+
+
+def forced_isa() -> str | None:
+    """The instruction set that was asked for, in lower case; None: the best one."""
+    return os.environ.get("QWENKIT_ISA", "").strip().lower() or None
+
+
+def wants_traceback() -> bool:
+    """Whether errors of the command line show where they came from."""
+    return os.environ.get("QWENKIT_TRACEBACK") == "1"
+
+
+def _folder(own: str, base: str, fallback: str) -> Path:
+    try:
+        if chosen := os.environ.get(own):
+            return Path(chosen).expanduser()
+        root = os.environ.get(base, "")
+        # The XDG rules say: a relative path is to be ignored.
+        return (Path(root) if os.path.isabs(root) else Path(fallback).expanduser()) / "qwenkit"
+    except RuntimeError:  # neither HOME nor an entry for this user
+        raise InputError(f"this user has no home folder; set {own} to a folder") from None

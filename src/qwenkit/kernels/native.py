@@ -1,0 +1,130 @@
+"""Loads the compiled CPU kernels (csrc/) and mirrors their C structs. Knows nothing of models.
+
+The library is optional: without it `library()` is None and `problem()` says why. QWENKIT_ISA=avx512, avx2, portable
+or reference forces an instruction set; reference turns the kernels off.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import importlib.machinery
+import logging
+from pathlib import Path
+
+from qwenkit.core.environment import forced_isa
+from qwenkit.core.errors import InputError, did_you_mean
+
+_log = logging.getLogger("qwenkit")
+_ISAS = ("portable", "avx2", "avx512")  # in the order of QkIsa
+MAX_ROTARY = 1024
+MAX_THREADS = 256
+
+_pointer = ctypes.c_void_p
+
+
+class Layer(ctypes.Structure):
+    """QkLayer of csrc/native.h."""
+
+    _fields_ = (
+        *((name, _pointer) for name in ("attn_norm", "qkv_weight", "qkv_bias", "q_norm", "k_norm")),
+        *((name, _pointer) for name in ("out_weight", "out_bias", "ffn_norm", "gate_up_weight", "gate_up_bias")),
+        *((name, _pointer) for name in ("down_weight", "down_bias")),
+        ("window", ctypes.c_int64),
+    )
+
+
+class Model(ctypes.Structure):
+    """QkModel of csrc/native.h."""
+
+    _fields_ = (
+        *((name, ctypes.c_int32) for name in ("type", "layers", "hidden", "heads", "kv_heads", "head_dim")),
+        *((name, ctypes.c_int32) for name in ("ffn", "vocab", "rotary")),
+        ("eps", ctypes.c_float),
+        *((name, _pointer) for name in ("embed", "norm", "head")),
+        ("layer", ctypes.POINTER(Layer)),
+    )
+
+
+class Sequence(ctypes.Structure):
+    """QkSequence of csrc/native.h."""
+
+    _fields_ = (
+        ("keys", _pointer),
+        ("values", _pointer),
+        ("capacity", ctypes.c_int64),
+        ("length", ctypes.c_int64),
+        ("cos", _pointer),
+        ("sin", _pointer),
+        ("query_scale", ctypes.c_float),
+    )
+
+
+@functools.cache
+def _load() -> tuple[ctypes.CDLL | None, str]:
+    """The library, or None and why."""
+    folder = Path(__file__).parent
+    names = [f"_native{suffix}" for suffix in importlib.machinery.EXTENSION_SUFFIXES]
+    path = next((folder / name for name in names if (folder / name).is_file()), None)
+    if path is None:
+        return None, "not compiled; install a C++ compiler and install qwenkit again"
+    try:
+        loaded = ctypes.CDLL(str(path))
+        loaded.qk_best_isa.restype = ctypes.c_int32
+        loaded.qk_decode.restype = ctypes.c_int32
+        loaded.qk_decode.argtypes = (
+            ctypes.POINTER(Model),
+            ctypes.c_int32,
+            _pointer,
+            ctypes.POINTER(Sequence),
+            _pointer,
+            ctypes.c_int32,
+            ctypes.c_int32,
+        )
+    except (OSError, AttributeError) as error:
+        return None, f"{path.name} cannot be loaded ({error}); install qwenkit again"
+    return loaded, ""
+
+
+def library() -> ctypes.CDLL | None:
+    """The compiled kernels, or None when they are missing or turned off; a missing library is logged once."""
+    if forced_isa() == "reference":
+        return None
+    loaded, problem_text = _load()
+    if loaded is None:
+        _warn_once(problem_text)
+    return loaded
+
+
+@functools.cache
+def _warn_once(problem_text: str) -> None:
+    _log.warning("native CPU kernels are not in use, decoding is several times slower: %s", problem_text)
+
+
+def problem() -> str:
+    """Why the kernels are not in use, or an empty text."""
+    return "turned off by QWENKIT_ISA=reference" if forced_isa() == "reference" else _load()[1]
+
+
+def isa() -> int:
+    """Number of the instruction set to use.
+
+    Raises:
+        InputError: QWENKIT_ISA names one that is unknown or that this CPU does not have.
+    """
+    loaded = library()
+    best = 0 if loaded is None else int(loaded.qk_best_isa())
+    forced = forced_isa()
+    if forced in (None, "reference"):
+        return best
+    if forced not in _ISAS:
+        known = (*_ISAS, "reference")
+        raise InputError(f"QWENKIT_ISA={forced!r} is unknown; use {', '.join(known)}{did_you_mean(str(forced), known)}")
+    if _ISAS.index(forced) > best:
+        raise InputError(f"QWENKIT_ISA={forced!r} is more than this CPU has; use {_ISAS[best]}")
+    return _ISAS.index(forced)
+
+
+def isa_name() -> str:
+    """Name of the instruction set in use."""
+    return _ISAS[isa()]
