@@ -6,6 +6,7 @@ then decoded together; a sequence's numbers therefore hardly depend on its neigh
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -100,6 +101,17 @@ def token_logprobs(model: Transformer, token_ids: Sequence[int], *, chunk: int) 
     return scores.cpu()
 
 
+def _maximum(logits: Tensor) -> tuple[list[int], list[float]]:
+    """Index and value of each row's maximum, NaN counting as the largest."""
+    if logits.device.type != "cpu":
+        best = logits.float().max(dim=-1)
+        return best.indices.tolist(), best.values.tolist()
+    # numpy stays on one core: waking torch's threads for this would take cores from the next decode step.
+    rows = logits.float().numpy()
+    ids = rows.argmax(axis=-1)
+    return ids.tolist(), rows[range(len(rows)), ids].tolist()
+
+
 class BatchGenerator:
     """Generates for many prompts; finished sequences make room for waiting ones.
 
@@ -183,11 +195,10 @@ class BatchGenerator:
 
     def _choose(self, sequences: list[_Sequence], logits: Tensor) -> list[TokenEvent]:
         logits = logits[:, : self._vocab_size]
-        best = logits.max(dim=-1)  # NaN wins, so one look at the maximum finds it
-        if not bool(best.values.isfinite().all()):
-            bad = int((~best.values.isfinite()).nonzero()[0])
-            raise NumericsError(explain_nonfinite(self._model, sequences[bad].prompt + sequences[bad].output))
-        likeliest = best.indices.tolist()
+        likeliest, highest = _maximum(logits)
+        for sequence, value in zip(sequences, highest, strict=True):
+            if not math.isfinite(value):  # NaN wins every comparison, so one look at the maximum finds it
+                raise NumericsError(explain_nonfinite(self._model, sequence.prompt + sequence.output))
         events = []
         for row, sequence in enumerate(sequences):
             plain = sequence.sampler.is_plain_argmax

@@ -1,33 +1,35 @@
 """Picks the next token from logits, in the order of transformers' generate.
 
 Repetition penalty, temperature, top-k, top-p, min-p; then one draw from the request's own generator, so that what a
-request gets never depends on what else is in the batch.
+request gets never depends on what else is in the batch. Written in numpy: it stays on one core, while torch would wake
+threads that then compete with the next decode step.
 """
 
 from __future__ import annotations
 
 import secrets
 from collections.abc import Iterable
+from typing import Any, TypeAlias
 
-import torch
+import numpy as np
 from torch import Tensor
 
 from qwenkit.core.types import SamplingParams
 
-_NUCLEUS_FIRST = 1024
+Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
 
 
 class Sampler:
     """Sampling state of one request.
 
     Args:
-        params: with every field but ``max_tokens`` and ``seed`` set; fields left None count as off.
+        params: fields left None count as off.
         prompt: ids the repetition penalty sees from the start.
     """
 
     def __init__(self, params: SamplingParams, prompt: Iterable[int]) -> None:
         self.params = params
-        self._generator: torch.Generator | None = None
+        self._random: np.random.Generator | None = None
         penalty = params.repetition_penalty
         self._seen: set[int] | None = set(prompt) if penalty not in (None, 1.0) else None
 
@@ -42,54 +44,73 @@ class Sampler:
         Args:
             logits: (V,) float32, finite somewhere; not changed.
         """
+        values: Array = logits.cpu().numpy()
         if self._seen:
-            logits = self._penalised(logits)
-        token = int(logits.argmax()) if self.params.is_greedy else self._draw(logits)
-        self.accept(token)
-        return token
-
-    def accept(self, token: int) -> None:
-        """Counts a token that was chosen elsewhere as seen."""
+            values = self._penalised(values)
+        token = int(values.argmax()) if self.params.is_greedy else self._draw(values)
         if self._seen is not None:
             self._seen.add(token)
+        return token
 
-    def _penalised(self, logits: Tensor) -> Tensor:
-        assert self._seen is not None
+    def _penalised(self, logits: Array) -> Array:
         penalty = self.params.repetition_penalty or 1.0
-        ids = torch.tensor(sorted(self._seen), device=logits.device)
-        values = logits[ids]
-        return logits.index_copy(0, ids, torch.where(values > 0, values / penalty, values * penalty))
+        ids = np.fromiter(self._seen or (), dtype=np.int64)
+        out = logits.copy()
+        out[ids] = np.where(logits[ids] > 0, logits[ids] / penalty, logits[ids] * penalty)
+        return out
 
-    def _draw(self, logits: Tensor) -> int:
-        params = self.params
-        temperature = 1.0 if params.temperature is None else params.temperature
-        values, ids = self._candidates(logits.cpu() / temperature)
-        probs = torch.softmax(values, dim=-1)  # (C,) falling
-        if params.top_p is not None and params.top_p < 1:
-            # Kept: those before which less than top_p has gathered, so always the first.
-            probs = probs[: int((probs.cumsum(-1) - probs < params.top_p).sum().clamp(min=1))]
-        if params.min_p:
-            probs = probs[probs >= params.min_p * probs[0]]
-        drawn = torch.multinomial(probs, 1, generator=self._rng())
-        return int(ids[drawn])
-
-    def _candidates(self, logits: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits and ids from the most likely on, as many as top-k or top-p can need."""
-        top_k, top_p = self.params.top_k or 0, self.params.top_p
-        if 0 < top_k < len(logits):
-            return logits.topk(top_k)
-        if top_p is not None and top_p < 1 and len(logits) > _NUCLEUS_FIRST:
-            # Sorting 150,000 logits costs milliseconds; the nucleus nearly always lies among the first thousand.
-            values, ids = logits.topk(_NUCLEUS_FIRST)
-            inside = torch.exp(values - torch.logsumexp(logits, dim=-1))
-            if float(inside.sum() - inside[-1]) >= top_p:
-                keep = int((inside.cumsum(-1) - inside < top_p).sum())
-                return values[:keep], ids[:keep]
-        return logits.sort(descending=True)
-
-    def _rng(self) -> torch.Generator:
-        if self._generator is None:
-            self._generator = torch.Generator()
+    def _draw(self, logits: Array) -> int:
+        ids, probs = candidates(logits, self.params)
+        if self._random is None:
             seed = self.params.seed
-            self._generator.manual_seed(secrets.randbits(63) if seed is None else seed)
-        return self._generator
+            self._random = np.random.default_rng(secrets.randbits(63) if seed is None else seed)
+        cumulative = probs.cumsum()
+        at = int(cumulative.searchsorted(self._random.random() * cumulative[-1], side="right"))
+        return int(ids[min(at, len(ids) - 1)])
+
+
+def candidates(logits: Array, params: SamplingParams) -> tuple[Array, Array]:
+    """The tokens that temperature, top-k, top-p and min-p leave, the most likely first, with their probabilities.
+
+    Args:
+        logits: (V,) float32.
+        params: temperature above 0.
+
+    Returns:
+        ids (C,) and probabilities (C,) float64 that add up to 1.
+    """
+    temperature = 1.0 if params.temperature is None else params.temperature
+    weights = np.exp((logits - logits.max()) / np.float32(temperature))  # (V,), the largest is 1
+    top_k, top_p = params.top_k or 0, 1.0 if params.top_p is None else params.top_p
+    ids: Array | None = None
+    if 0 < top_k < len(weights):
+        ids = np.sort(np.argpartition(weights, -top_k)[-top_k:])
+    elif top_p < 1:
+        ids = _nucleus_superset(weights, top_p)
+    kept = weights if ids is None else weights[ids]
+    order = np.argsort(-kept, kind="stable")
+    kept = kept[order].astype(np.float64)
+    ids = order if ids is None else ids[order]
+    # Without top-k the nucleus is a share of everything, of which only the likely part was sorted.
+    whole = kept.sum() if 0 < top_k < len(weights) else weights.sum(dtype=np.float64)
+    if top_p < 1:
+        before = kept.cumsum() - kept
+        keep = max(int((before < top_p * whole).sum()), 1)
+        ids, kept = ids[:keep], kept[:keep]
+    if params.min_p:
+        keep = max(int((kept >= params.min_p * kept[0]).sum()), 1)
+        ids, kept = ids[:keep], kept[:keep]
+    return ids, kept / kept.sum()
+
+
+def _nucleus_superset(weights: Array, top_p: float) -> Array | None:
+    """Ids of all tokens above some weight that together reach ``top_p``; None when that takes nearly all.
+
+    Sorting 150,000 weights takes milliseconds, and the nucleus nearly always lies among a few hundred.
+    """
+    needed = top_p * weights.sum(dtype=np.float64)
+    for threshold in (1e-2, 1e-4, 1e-6):
+        ids = np.flatnonzero(weights > threshold)
+        if weights[ids].sum(dtype=np.float64) >= needed:
+            return ids
+    return None
