@@ -1,6 +1,6 @@
 """Writes docs/cli.md from the command line itself; ``--check`` only says whether the file is up to date.
 
-    python scripts/make_cli_docs.py [--check]
+python scripts/make_cli_docs.py [--check]
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Writes tests/data/smollm2.json: what transformers computes in float32 with the SmolLM2 weights of the GGUF file.
 
-    python scripts/make_smollm2_reference.py MODEL.gguf [--threads N]
+python scripts/make_smollm2_reference.py MODEL.gguf [--threads N]
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ PROMPTS = [
     "List of fruits: apple, banana,",
     "你好，",
     "Le chat est sur",
-    "{\"name\": \"Alice\", \"age\":",
+    '{"name": "Alice", "age":',
     "<|im_start|>user\nName two primary colours.<|im_end|>\n<|im_start|>assistant\n",
     "<|im_start|>user\nWrite a haiku about rain.<|im_end|>\n<|im_start|>assistant\n",
     "SELECT name FROM users WHERE",
@@ -40,7 +40,9 @@ WINDOW = 2048
 
 def main() -> None:
     """Computes and writes the reference."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("gguf", type=Path)
     parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()
@@ -61,11 +63,18 @@ def main() -> None:
 
 
 @torch.inference_mode()
-def greedy(model: transformers.PreTrainedModel, tokenizer: transformers.PreTrainedTokenizerBase, prompt: str) -> dict[str, object]:
+def greedy(
+    model: transformers.PreTrainedModel, tokenizer: transformers.PreTrainedTokenizerBase, prompt: str
+) -> dict[str, object]:
     """64 greedy tokens, end tokens ignored."""
     ids = torch.tensor([tokenizer(prompt, add_special_tokens=False)["input_ids"]])
     out = model.generate(
-        ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=64, eos_token_id=None, pad_token_id=0
+        ids,
+        attention_mask=torch.ones_like(ids),
+        do_sample=False,
+        max_new_tokens=64,
+        eos_token_id=None,
+        pad_token_id=0,
     )
     return {"prompt": prompt, "prompt_ids": ids[0].tolist(), "output_ids": out[0, ids.shape[1] :].tolist()}
 

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
+from qwenkit.core.environment import cache_dir
 from qwenkit.tokenizer.bpe import TiktokenTokenizer
 from qwenkit.tokenizer.gguf_vocab import tokenizer_from_gguf
 from qwenkit.tokenizer.hf_json import HfTokenizer
-from qwenkit.core.environment import cache_dir
 from qwenkit.weights.gguf import GgufFile
 
 

@@ -85,7 +85,9 @@ class Chat:
             if isinstance(deltas, Generator):
                 deltas.close()
             # Stopped before a word was said: as if nothing had been asked.
-            self.messages = [*self.messages, self._reply("".join(parts))] if finished or any(parts) else before
+            self.messages = (
+                [*self.messages, self._reply("".join(parts))] if finished or any(parts) else before
+            )
 
     @staticmethod
     def _reply(text: str) -> Message:
@@ -197,7 +199,7 @@ class Chat:
             data = json.loads(path.read_text(encoding="utf-8"))
         except OSError as error:
             raise InputError(f"{path} cannot be read: {error.strerror or error}") from None
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise InputError(f"{path} is not a saved conversation ({error})") from None
         known = (
             isinstance(data, dict)

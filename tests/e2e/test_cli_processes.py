@@ -14,6 +14,8 @@ from typing import Any
 
 import pytest
 
+from tests.support.process import assert_one_sentence
+
 LAUNCHER = Path(__file__).with_name("cli_launcher.py")
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 
@@ -38,14 +40,6 @@ def run(tmp_path: Path) -> Run:
     return start
 
 
-def one_sentence(done: subprocess.CompletedProcess[str]) -> str:
-    assert done.returncode == 2, done
-    assert done.stdout == ""
-    assert done.stderr.startswith("qwenkit: ")
-    assert done.stderr.count("\n") == 1
-    return done.stderr
-
-
 def test_a_pipe_gets_plain_text(run: Run) -> None:
     done = run("chat", "hi", "--stats")
     assert (done.returncode, done.stdout) == (0, "**one**\ntwo 二\n")
@@ -68,8 +62,8 @@ def test_invalid_utf8_is_replaced_with_a_warning(run: Run) -> None:
 
 
 def test_nothing_to_answer(run: Run) -> None:
-    assert "PROMPT" in one_sentence(run("chat"))
-    assert "PROMPT" in one_sentence(run("chat", "", stdin=" \n"))
+    assert "PROMPT" in assert_one_sentence(run("chat"))
+    assert "PROMPT" in assert_one_sentence(run("chat", "", stdin=" \n"))
 
 
 @pytest.mark.parametrize(
@@ -92,8 +86,8 @@ def test_nothing_to_answer(run: Run) -> None:
         (("perplexity",), "FILE"),
     ],
 )
-def test_errors_are_one_sentence(run: Run, arguments: tuple[str, ...], part: str) -> None:
-    assert part in one_sentence(run(*arguments))
+def test_errors_are_assert_one_sentence(run: Run, arguments: tuple[str, ...], part: str) -> None:
+    assert part in assert_one_sentence(run(*arguments))
 
 
 def test_traceback_on_request(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -208,7 +202,7 @@ def test_output_that_the_locale_cannot_encode(run: Run, monkeypatch: pytest.Monk
     assert run("chat", "hi").stdout == "**one**\ntwo ?\n"
 
 
-def test_full_disk_is_one_sentence(tmp_path: Path) -> None:
+def test_full_disk_is_assert_one_sentence(tmp_path: Path) -> None:
     if not os.path.exists("/dev/full"):
         pytest.skip("needs /dev/full")
     with open("/dev/full", "w") as full:

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from qwenkit.model.generate import all_logits
 
+from qwenkit.model.generate import all_logits
 from tests.support.models import greedy, load
 
 SIZES: dict[str, Any] = {
@@ -39,7 +39,10 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama-gqa-tied": ("Llama", {"num_key_value_heads": 2, "tie_word_embeddings": True}),
     "llama-biases": ("Llama", {"attention_bias": True, "mlp_bias": True, "num_key_value_heads": 1}),
     "llama-head-dim": ("Llama", {"head_dim": 24}),
-    "llama-linear": ("Llama", {"rope_parameters": {"rope_type": "linear", "factor": 2.5, "rope_theta": 10000.0}}),
+    "llama-linear": (
+        "Llama",
+        {"rope_parameters": {"rope_type": "linear", "factor": 2.5, "rope_theta": 10000.0}},
+    ),
     "llama-llama3": ("Llama", {"rope_parameters": LLAMA3}),
     "qwen2": ("Qwen2", {}),
     "qwen2-gqa-tied": ("Qwen2", {"num_key_value_heads": 2, "tie_word_embeddings": True}),
@@ -66,7 +69,9 @@ def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 
 
 def _ids(length: int) -> list[int]:
-    return torch.randint(0, SIZES["vocab_size"], (length,), generator=torch.Generator().manual_seed(length)).tolist()
+    return torch.randint(
+        0, SIZES["vocab_size"], (length,), generator=torch.Generator().manual_seed(length)
+    ).tolist()
 
 
 @pytest.mark.parametrize("chunk", [None, 13])

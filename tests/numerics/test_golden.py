@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
+
+from qwenkit import LLM
 from qwenkit.cache.dense import DenseCache
 from qwenkit.layers.rope import ntk_alpha
 from qwenkit.model.generate import all_logits
 from qwenkit.model.transformer import Span, Transformer
-from safetensors.torch import load_file
-
-from qwenkit import LLM
 from tests.support.models import CPU, greedy, load
 
 GOLDEN = Path(__file__).parents[1] / "data" / "golden"
@@ -54,7 +54,9 @@ def test_greedy_decoding(model: Transformer, cases: dict[str, torch.Tensor], len
 
 
 @pytest.mark.parametrize("kind", ["short", "long"])
-def test_left_padded_batches_as_sequences(folder: Path, model: Transformer, cases: dict[str, torch.Tensor], kind: str) -> None:
+def test_left_padded_batches_as_sequences(
+    folder: Path, model: Transformer, cases: dict[str, torch.Tensor], kind: str
+) -> None:
     """The released code counts padded slots as positions; we have no padding.
 
     Rotation is relative, so the shift is harmless for plain and NTK models (each row has its own factor, from its
@@ -82,7 +84,9 @@ def test_public_logits_are_ragged(folder: Path, cases: dict[str, torch.Tensor]) 
         torch.testing.assert_close(logits, cases[f"prefill.{n}.logits"][0], atol=TOLERANCE, rtol=0)
 
 
-def test_interleaved_sequences_keep_their_own_ntk_factor(cases: dict[str, torch.Tensor], folder: Path, model: Transformer) -> None:
+def test_interleaved_sequences_keep_their_own_ntk_factor(
+    cases: dict[str, torch.Tensor], folder: Path, model: Transformer
+) -> None:
     prompts = [cases[f"greedy.{n}.input_ids"][0].tolist() for n in (5, 41, 29)]
     expected = [cases[f"greedy.{n}.output_ids"][0].tolist() for n in (5, 41, 29)]
     assert greedy(model, prompts, 12) == expected

@@ -9,13 +9,12 @@ from typing import Any
 
 import pytest
 import torch
+
+from qwenkit import LLM, SamplingParams
 from qwenkit.config.families import FAMILIES
 from qwenkit.model.generate import all_logits
 from qwenkit.model.transformer import Transformer
 from qwenkit.weights.save import save_model
-
-from qwenkit import LLM, SamplingParams
-
 from tests.support.models import as_qwen1, greedy, load
 
 DATA = Path(__file__).parents[1] / "data"

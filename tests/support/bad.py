@@ -97,7 +97,10 @@ CASES: dict[str, tuple[Callable[[Path], None], list[str]]] = {
     "no config": (lambda f: (f / "config.json").unlink(), ["config.json", "no model folder"]),
     "empty folder": (lambda f: [p.unlink() for p in f.iterdir()], ["config.json"]),
     "config not JSON": (lambda f: (f / "config.json").write_text("{"), ["config.json", "not valid JSON"]),
-    "config is a list": (lambda f: (f / "config.json").write_text("[]"), ["config.json", "not a JSON object"]),
+    "config is a list": (
+        lambda f: (f / "config.json").write_text("[]"),
+        ["config.json", "not a JSON object"],
+    ),
     "no weights": (lambda f: (f / "model.safetensors").unlink(), ["no weights", "model.safetensors"]),
     "unknown architecture": (
         _config(architectures=["MambaForCausalLM"]),
@@ -124,7 +127,10 @@ CASES: dict[str, tuple[Callable[[Path], None], list[str]]] = {
     "header length absurd": (_bytes(lambda b: struct.pack("<Q", 2**62) + b[8:]), ["safetensors", str(2**62)]),
     "header shape absurd": (_header(lambda h: h[WEIGHT].update(shape=[2**40, 2**40])), [WEIGHT, "needs"]),
     "header shape negative": (_header(lambda h: h[WEIGHT].update(shape=[-128, -64])), [WEIGHT, "malformed"]),
-    "header offsets outside": (_header(lambda h: h[WEIGHT].update(data_offsets=[2**40, 2**40 + 32768])), ["truncated"]),
+    "header offsets outside": (
+        _header(lambda h: h[WEIGHT].update(data_offsets=[2**40, 2**40 + 32768])),
+        ["truncated"],
+    ),
     "header type unknown": (_header(lambda h: h[WEIGHT].update(dtype="F7")), [WEIGHT, "'F7'"]),
     "header entry broken": (_header(lambda h: h.update({WEIGHT: 3})), [WEIGHT, "malformed"]),
     "bin with code": (_bin_with_code, ["refused", "could run code", "safetensors"]),
@@ -132,7 +138,10 @@ CASES: dict[str, tuple[Callable[[Path], None], list[str]]] = {
     "gguf cut": (_as_gguf(lambda b: b[:-10]), ["truncated"]),
     "gguf cut in the header": (_as_gguf(lambda b: b[:60]), ["truncated"]),
     "gguf of version 9": (_as_gguf(lambda b: b[:4] + struct.pack("<I", 9) + b[8:]), ["version 9"]),
-    "gguf with absurd counts": (_as_gguf(lambda b: b[:8] + struct.pack("<QQ", 2**60, 2**60) + b[24:]), ["damaged"]),
+    "gguf with absurd counts": (
+        _as_gguf(lambda b: b[:8] + struct.pack("<QQ", 2**60, 2**60) + b[24:]),
+        ["damaged"],
+    ),
     "gguf with an absurd string": (
         _as_gguf(lambda b: b[:24] + struct.pack("<Q", 2**50) + b[32:]),
         ["truncated or damaged"],

@@ -6,14 +6,14 @@ import dataclasses
 from pathlib import Path
 
 import torch
+from torch import nn
+
+from qwenkit import SamplingParams
 from qwenkit.config.families import FAMILIES
 from qwenkit.model.generate import BatchGenerator
 from qwenkit.model.transformer import Transformer
 from qwenkit.weights.load import build_model, open_checkpoint
 from qwenkit.weights.save import save_model
-from torch import nn
-
-from qwenkit import SamplingParams
 
 CPU = torch.device("cpu")
 
@@ -28,7 +28,9 @@ def load(path: Path, dtype: torch.dtype = torch.float32, **overrides: object) ->
         checkpoint.store.close()
 
 
-def greedy(model: Transformer, prompts: list[list[int]], max_tokens: int, **options: object) -> list[list[int]]:
+def greedy(
+    model: Transformer, prompts: list[list[int]], max_tokens: int, **options: object
+) -> list[list[int]]:
     """Greedy continuations, end tokens ignored."""
     params = SamplingParams(temperature=0.0, max_tokens=max_tokens, ignore_eos=True)
     options = {"context_length": model.config.context_length} | options
@@ -55,7 +57,10 @@ def as_qwen1(model: Transformer, folder: Path) -> Path:
     for name, weight in new.named_parameters():
         if name.endswith("qkv.weight"):
             q, k, v = source[name].split([old.q_size, old.kv_size, old.kv_size])
-            heads = [t.view(old.num_kv_heads, old.head_dim, -1).repeat_interleave(repeat, 0).flatten(0, 1) for t in (k, v)]
+            heads = [
+                t.view(old.num_kv_heads, old.head_dim, -1).repeat_interleave(repeat, 0).flatten(0, 1)
+                for t in (k, v)
+            ]
             weight.data.copy_(torch.cat([q, *heads]))
         elif name.endswith("qkv.bias"):
             nn.init.zeros_(weight)

@@ -86,12 +86,16 @@ def test_parts_do_not_import_in_a_circle() -> None:
 
 
 def test_modules_stay_small() -> None:
-    long = {str(p.relative_to(SRC)): n for p in MODULES if (n := len(p.read_text("utf-8").splitlines())) > 400}
+    long = {
+        str(p.relative_to(SRC)): n for p in MODULES if (n := len(p.read_text("utf-8").splitlines())) > 400
+    }
     assert long == {}
 
 
 def test_public_names_are_sorted_and_there() -> None:
-    assert qwenkit.__all__ == sorted(qwenkit.__all__, key=lambda n: (not n.isupper(), n.startswith("_") or n.islower(), n))
+    assert qwenkit.__all__ == sorted(
+        qwenkit.__all__, key=lambda n: (not n.isupper(), n.startswith("_") or n.islower(), n)
+    )
     for name in qwenkit.__all__:
         assert getattr(qwenkit, name) is not None
     assert set(qwenkit.__all__) <= set(dir(qwenkit))
@@ -111,5 +115,11 @@ def test_no_family_names_outside_the_table() -> None:
             continue
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Compare):
-                values = {c.value for c in ast.walk(node) if isinstance(c, ast.Constant) and isinstance(c.value, str)}
-                assert not values & {"qwen", "qwen2", "qwen3", "llama", "QWenLMHeadModel"}, f"{path}:{node.lineno}"
+                values = {
+                    c.value
+                    for c in ast.walk(node)
+                    if isinstance(c, ast.Constant) and isinstance(c.value, str)
+                }
+                assert not values & {"qwen", "qwen2", "qwen3", "llama", "QWenLMHeadModel"}, (
+                    f"{path}:{node.lineno}"
+                )

@@ -6,7 +6,6 @@ import dataclasses
 import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,7 +17,7 @@ from qwenkit.chat.template import ChatTemplate, choose_template
 from qwenkit.config.model import ModelConfig
 from qwenkit.core.errors import InputError, PromptTooLongError, QwenkitError, TemplateError, TokenizerError
 from qwenkit.core.types import Delta, Message, Request, SamplingParams, Usage
-from qwenkit.kernels.cpu import cpu_has_bf16
+from qwenkit.kernels.cpu import cpu_has_bf16, release_freed_memory
 from qwenkit.model.generate import BatchGenerator, TokenEvent, all_logits, token_logprobs
 from qwenkit.model.transformer import Transformer
 from qwenkit.tokenizer.base import Tokenizer
@@ -285,19 +284,15 @@ def open_local(
     checkpoint = open_checkpoint(fetch(str(model)))
     try:
         config = _with_options(checkpoint, options)
-        with ThreadPoolExecutor(max_workers=1) as pool:
-            reading = pool.submit(_tokenizer_or_error, checkpoint)
-            network = build_model(
-                checkpoint, device=device, dtype=dtype, config=config, on_progress=on_progress
-            )
-            tokenizer, error = reading.result()
+        tokenizer, error = _tokenizer_or_error(checkpoint)
+        if tokenizer is not None:
+            check_vocabulary(config, tokenizer.vocab_size)
+        network = build_model(checkpoint, device=device, dtype=dtype, config=config, on_progress=on_progress)
     finally:
         checkpoint.store.close()
     template = None
-    if tokenizer is not None:
-        check_vocabulary(config, tokenizer.vocab_size)
-        if checkpoint.generation.chat_format != "raw":
-            template = choose_template(checkpoint.family.chat_format, tokenizer)
+    if tokenizer is not None and checkpoint.generation.chat_format != "raw":
+        template = choose_template(checkpoint.family.chat_format, tokenizer)
     info = _info(str(model), checkpoint, config, network, can_chat=template is not None)
     info.details["load_seconds"] = time.perf_counter() - started
     eos = checkpoint.generation.eos_ids or _eos_of(tokenizer)
@@ -314,6 +309,10 @@ def _tokenizer_or_error(checkpoint: Checkpoint) -> tuple[Tokenizer | None, Qwenk
         return tokenizer_of(checkpoint.path, checkpoint.metadata), None
     except TokenizerError as error:
         return None, error
+    finally:
+        # The vocabulary as text is large beside a small model, and weights come next.
+        checkpoint.metadata.clear()
+        release_freed_memory()
 
 
 def _eos_of(tokenizer: Tokenizer | None) -> tuple[int, ...]:

@@ -118,9 +118,11 @@ app.command("doctor")(doctor)
 
 
 def _prepare_streams() -> None:
-    """Output that the locale cannot encode becomes '?' instead of an error."""
-    for stream in (sys.stdout, sys.stderr):
-        reconfigure = getattr(stream, "reconfigure", None)
+    """Output that the locale cannot encode becomes '?' instead of an error; closed streams lead nowhere."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
+        reconfigure = getattr(getattr(sys, name), "reconfigure", None)
         if reconfigure is not None:
             reconfigure(errors="replace")
 

@@ -61,7 +61,11 @@ def from_hf(raw: Mapping[str, Any]) -> tuple[Family, ModelConfig]:
         UnsupportedModelError: an architecture or a feature qwenkit does not run.
     """
     architectures = raw.get("architectures") or [None]
-    if not isinstance(architectures, list) or not isinstance(raw.get("model_type", ""), str):
+    if (
+        not isinstance(architectures, list)
+        or not isinstance(architectures[0], str | None)
+        or not isinstance(raw.get("model_type"), str | None)
+    ):
         raise ConfigError(
             f"config.json: architectures={architectures!r} must be a list of names and model_type a name"
         )
@@ -93,15 +97,20 @@ def _lookup(raw: Mapping[str, Any], family: Family, name: str) -> Any:
 
 
 def _whole(name: str, value: Any) -> int:
-    if isinstance(value, bool) or not isinstance(value, int | float) or value != int(value):
+    if not _is_number(value) or value % 1:
         raise ConfigError(f"config.json: {name}={value!r} must be a whole number")
     return int(value)
 
 
 def _number(name: str, value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float):
+    if not _is_number(value):
         raise ConfigError(f"config.json: {name}={value!r} must be a number")
     return float(value)
+
+
+def _is_number(value: Any) -> bool:
+    """Not true and false; neither NaN nor infinity, which Python's JSON knows."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 2**63
 
 
 def _build(raw: Mapping[str, Any], family: Family, values: Mapping[str, Any]) -> ModelConfig:
@@ -170,10 +179,10 @@ def _rope(
 
 
 def _scaling(settings: dict[str, Any], context_length: int) -> RopeScaling | None:
-    kinds = {settings.pop(key) for key in ("rope_type", "type") if key in settings} or {"default"}
-    kind = kinds.pop()
-    if kinds:
-        raise ConfigError(f"config.json: rope scaling says both {kind!r} and {kinds.pop()!r}; keep one")
+    kinds = [settings.pop(key) for key in ("rope_type", "type") if key in settings] or ["default"]
+    kind = kinds[0]
+    if kinds[-1] != kind:
+        raise ConfigError(f"config.json: rope scaling says both {kind!r} and {kinds[-1]!r}; keep one")
     settings.pop("finetuned", None)
     if settings.pop("partial_rotary_factor", 1.0) != 1.0:
         raise UnsupportedModelError("config.json: partial_rotary_factor other than 1 is not supported")
@@ -188,12 +197,20 @@ def _scaling(settings: dict[str, Any], context_length: int) -> RopeScaling | Non
             raise UnsupportedModelError(
                 f"config.json: rope scaling key {key!r}={value!r} is not supported; remove it"
             )
-    if "factor" not in settings:
+    if settings.get("factor") is None:
         raise ConfigError(f"config.json: rope scaling {kind!r} needs the key 'factor'; add it")
-    fields = {_SCALING_KEYS[k]: v for k, v in settings.items() if v is not None}
+    fields: dict[str, Any] = {
+        _SCALING_KEYS[k]: _scaling_value(k, v) for k, v in settings.items() if v is not None
+    }
     if kind != "linear":
         fields.setdefault("original_length", context_length)
     return RopeScaling(kind=kind, **fields)
+
+
+def _scaling_value(key: str, value: Any) -> float | bool:
+    if key == "truncate":
+        return bool(value)
+    return _whole(key, value) if key.startswith("original") else _number(key, value)
 
 
 def _windows(raw: Mapping[str, Any], num_layers: int) -> tuple[int | None, ...]:

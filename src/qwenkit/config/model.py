@@ -30,9 +30,14 @@ class RopeScaling:
             raise ConfigError(
                 f"rope scaling factor={self.factor:g} must be at least 1; mend rope_scaling in config.json"
             )
-        if self.kind != "linear" and not self.original_length:
+        if self.kind != "linear" and (self.original_length or 0) < 1:
             raise ConfigError(
                 f"rope scaling {self.kind!r} needs original_max_position_embeddings; add it to rope_scaling in config.json"
+            )
+        if min(self.beta_fast, self.beta_slow) <= 0 or not 0 < self.low_freq_factor < self.high_freq_factor:
+            raise ConfigError(
+                f"rope scaling {self.kind!r} needs beta_fast and beta_slow above 0 and low_freq_factor between 0 and "
+                "high_freq_factor; mend rope_scaling in config.json"
             )
 
 
@@ -58,6 +63,10 @@ class RopeConfig:
             raise ConfigError(
                 f"rope_freqs has {len(self.freq_factors)} values for {self.dim // 2} rotating pairs"
             )
+
+
+SIZES = ("vocab_size", "hidden_size", "num_layers", "num_heads", "num_kv_heads", "head_dim", "ffn_size")
+"""The fields of ModelConfig that are sizes of the network."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,15 +100,7 @@ class ModelConfig:
     """Type the checkpoint says its weights are in."""
 
     def __post_init__(self) -> None:
-        for name in (
-            "vocab_size",
-            "hidden_size",
-            "num_layers",
-            "num_heads",
-            "num_kv_heads",
-            "head_dim",
-            "ffn_size",
-        ):
+        for name in SIZES:
             value = getattr(self, name)
             if not 0 < value <= 2**24:
                 raise ConfigError(f"{name}={value} is not a possible size; use a number from 1 to {2**24}")
@@ -120,6 +121,10 @@ class ModelConfig:
         if any(w is not None and w < 1 for w in self.windows):
             raise ConfigError(
                 f"windows={self.windows}: a window must be at least 1 token, or null for full attention"
+            )
+        if not 0 <= self.norm_eps < 1:
+            raise ConfigError(
+                f"norm epsilon {self.norm_eps:g} is not possible; use a small number such as 1e-6"
             )
         if self.context_length < 1:
             raise ConfigError(f"context_length={self.context_length} must be at least 1")

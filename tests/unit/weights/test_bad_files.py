@@ -7,15 +7,24 @@ from pathlib import Path
 
 import pytest
 import torch
-from qwenkit.core.errors import CheckpointError, InputError, NumericsError, PromptTooLongError, QwenkitError, TokenizerError
 from safetensors.torch import load_file, save_file
 
 from qwenkit import LLM, SamplingParams
+from qwenkit.core.errors import (
+    CheckpointError,
+    InputError,
+    NumericsError,
+    PromptTooLongError,
+    QwenkitError,
+    TokenizerError,
+)
 from tests.support.bad import CASES, GOOD, SHARDED, spoiled
 
 
 @pytest.mark.parametrize("name", list(CASES))
-def test_one_sentence_that_names_the_fault(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_one_sentence_that_names_the_fault(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     folder = spoiled(name, tmp_path)
     with pytest.raises(QwenkitError) as caught:
         LLM(folder, dtype="float32")
@@ -30,7 +39,9 @@ def test_missing_shard_is_named(tmp_path: Path) -> None:
     folder = tmp_path / "m"
     shutil.copytree(SHARDED, folder)
     (folder / "model-00002-of-00002.safetensors").unlink()
-    with pytest.raises(CheckpointError, match=r"lacks 1 of 2 weight files, first model-00002-of-00002\.safetensors"):
+    with pytest.raises(
+        CheckpointError, match=r"lacks 1 of 2 weight files, first model-00002-of-00002\.safetensors"
+    ):
         LLM(folder)
 
 
@@ -49,7 +60,10 @@ def test_nan_names_the_layer_and_the_weight(tmp_path: Path) -> None:
     tensors = load_file(folder / "model.safetensors")
     tensors["transformer.h.1.attn.c_proj.weight"][3, 3] = float("nan")
     save_file(tensors, folder / "model.safetensors")
-    with pytest.raises(NumericsError, match=r"first in layers\.1\.attn\.out: the weight layers\.1\.attn\.out\.weight .* fetch"):
+    with pytest.raises(
+        NumericsError,
+        match=r"first in layers\.1\.attn\.out: the weight layers\.1\.attn\.out\.weight .* fetch",
+    ):
         LLM(folder).generate([[1, 2, 3]])
 
 
@@ -92,7 +106,7 @@ class TestRequests:
 
     def test_text_needs_a_tokenizer(self, llm: LLM) -> None:
         for call in (lambda: llm.generate("text"), lambda: llm.chat("text"), lambda: llm.perplexity("text")):
-            with pytest.raises(TokenizerError, match="qwen.tiktoken"):
+            with pytest.raises(TokenizerError, match=r"qwen\.tiktoken"):
                 call()
 
     def test_one_bad_request_stops_the_batch_before_it_starts(self, llm: LLM) -> None:

@@ -1,0 +1,66 @@
+"""Backends for tests of what stands above them: a tiny random network with a real tokenizer, and one that fails."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from qwenkit.backends.base import BackendInfo
+from qwenkit.backends.local import LocalBackend, LocalOptions
+from qwenkit.backends.scripted import ScriptedBackend
+from qwenkit.chat.template import choose_template
+from qwenkit.config.model import RopeConfig
+from qwenkit.core.errors import NumericsError
+from qwenkit.core.types import Delta, Request, SamplingParams
+from qwenkit.tokenizer.base import Tokenizer
+from tests.support.networks import family_config, random_network
+
+GREEDY = SamplingParams(temperature=0.0, top_k=0, top_p=1.0, min_p=0.0, repetition_penalty=1.0)
+
+
+def tiny_backend(
+    tokenizer: Tokenizer,
+    *,
+    context_length: int = 512,
+    defaults: SamplingParams = GREEDY,
+    eos: Sequence[int] = (),
+) -> LocalBackend:
+    """A random network behind the tokenizer's own chat template."""
+    config = family_config(
+        "llama",
+        vocab_size=tokenizer.vocab_size,
+        hidden_size=32,
+        num_heads=4,
+        head_dim=8,
+        ffn_size=48,
+        context_length=context_length,
+        rope=RopeConfig(base=10000.0, dim=8),
+        tie_embeddings=True,
+    )
+    network = random_network(config)
+    info = BackendInfo(
+        model="tiny",
+        family="llama",
+        context_length=context_length,
+        vocab_size=tokenizer.vocab_size,
+        dtype="float32",
+        device="cpu",
+        can_chat=True,
+        max_window_size=context_length * 3 // 4,
+        defaults=defaults,
+    )
+    template = choose_template(None, tokenizer)
+    return LocalBackend(
+        network, info, tokenizer=tokenizer, template=template, eos_ids=eos, options=LocalOptions()
+    )
+
+
+class FailingBackend(ScriptedBackend):
+    """Says its script until ``fails_after`` deltas of a request, then raises; None never fails."""
+
+    fails_after: int | None = None
+
+    def stream(self, requests: Sequence[Request]) -> Iterator[Delta]:
+        for count, delta in enumerate(super().stream(requests)):
+            if count == self.fails_after:
+                raise NumericsError("the numbers are gone")
+            yield delta
