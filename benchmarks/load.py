@@ -56,18 +56,24 @@ def first_token_seconds() -> float:
 
 def run(code: str, *args: str) -> str:
     """Runs Python code in a fresh process and returns what it prints."""
-    return subprocess.run([sys.executable, "-c", code, *args], check=True, capture_output=True, text=True).stdout
+    return subprocess.run(
+        [sys.executable, "-c", code, *args], check=True, capture_output=True, text=True
+    ).stdout
 
 
 def main() -> None:
     """Measures and prints."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
     first_token_seconds()  # makes the environment if need be
     rows: dict[str, Any] = {
-        "first token of make chat, seconds": statistics.median(first_token_seconds() for _ in range(args.rounds))
+        "first token of make chat, seconds": statistics.median(
+            first_token_seconds() for _ in range(args.rounds)
+        )
     }
     with tempfile.TemporaryDirectory() as folder:
         saved = f"{folder}/saved"

@@ -18,11 +18,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
+from qwenkit import LLM, SamplingParams
 from qwenkit.kernels.cpu import cpu_model
 from qwenkit.model.generate import BatchGenerator, new_cache, prefill
 from qwenkit.weights.sources import fetch
-
-from qwenkit import LLM, SamplingParams
 
 PREFILL, PROMPT, DECODE, BATCH = 512, 32, 128, 16
 
@@ -100,13 +100,17 @@ def measure(rounds: int, engines: dict[str, dict[str, Callable[[], float]]]) -> 
 
 def main() -> None:
     """Runs the comparison and prints it."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
     path = fetch("smollm2-135m")
-    medians = measure(args.rounds, {"qwenkit": ours(path, args.dtype), "transformers": theirs(path, args.dtype)})
+    medians = measure(
+        args.rounds, {"qwenkit": ours(path, args.dtype), "transformers": theirs(path, args.dtype)}
+    )
     about: dict[str, Any] = {
         "cpu": cpu_model(),
         "threads": torch.get_num_threads(),
@@ -117,7 +121,10 @@ def main() -> None:
     if args.json:
         print(json.dumps({"about": about, "tokens_per_second": medians}))
         return
-    print(", ".join(f"{k} {v}" for k, v in about.items()), "\n\n| tok/s | qwenkit | transformers | ratio |\n|---|---|---|---|")
+    print(
+        ", ".join(f"{k} {v}" for k, v in about.items()),
+        "\n\n| tok/s | qwenkit | transformers | ratio |\n|---|---|---|---|",
+    )
     for what, value in medians["qwenkit"].items():
         peer = medians["transformers"][what]
         print(f"| {what} | {value:.1f} | {peer:.1f} | {value / peer:.2f} |")

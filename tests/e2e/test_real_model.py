@@ -111,10 +111,11 @@ def make_qwen_7b(folder: Path) -> None:
         file.truncate(8 + len(text) + at)
 
 
-def test_perplexity_of_a_file() -> None:
-    reference = json.loads((DATA / "smollm2.json").read_text(encoding="utf-8"))["excerpt"]
-    done = qwenkit("perplexity", str(DATA / "wikitext2-excerpt.txt"), "--json")
+def test_perplexity_of_a_file(tmp_path: Path) -> None:
+    text = (DATA / "wikitext2-excerpt.txt").read_bytes()[:8000]
+    (tmp_path / "text.txt").write_bytes(text)
+    done = qwenkit("perplexity", str(tmp_path / "text.txt"), "--json")
     row = json.loads(done.stdout)
-    assert row["complete"] is True
-    assert row["tokens"] == row["total_tokens"] > reference["scored_tokens"]
-    assert row["perplexity"] == pytest.approx(math.exp(reference["mean_nll"]), rel=0.01)  # bfloat16 here
+    assert (row["tokens"], row["total_tokens"], row["complete"]) == (2069, 2069, True)
+    # What transformers computes in float32; here it may be bfloat16.
+    assert row["perplexity"] == pytest.approx(13.804, rel=0.01)

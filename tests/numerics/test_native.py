@@ -6,13 +6,13 @@ from typing import Any
 
 import pytest
 import torch
+
 from qwenkit.cache.dense import DenseCache
 from qwenkit.config.model import ModelConfig, RopeConfig
 from qwenkit.kernels import native
 from qwenkit.layers.rope import ntk_alpha
 from qwenkit.model.decode import NativeDecoder, native_decoder
 from qwenkit.model.transformer import Span, Transformer
-
 from tests.support.models import CPU
 
 pytestmark = pytest.mark.skipif(native.library() is None, reason="the native kernels are not compiled")
@@ -32,7 +32,13 @@ BASE: dict[str, Any] = {
 SHAPES: dict[str, dict[str, Any]] = {
     "plain": {},
     "grouped and tied": {"num_kv_heads": 2, "tie_embeddings": True},
-    "odd sizes": {"hidden_size": 37, "ffn_size": 53, "head_dim": 10, "rope": RopeConfig(base=1e4, dim=10), "vocab_size": 13},
+    "odd sizes": {
+        "hidden_size": 37,
+        "ffn_size": 53,
+        "head_dim": 10,
+        "rope": RopeConfig(base=1e4, dim=10),
+        "vocab_size": 13,
+    },
     "biases": {"qkv_bias": True, "out_bias": True, "mlp_bias": True},
     "query and key norm": {"qk_norm": True, "head_dim": 24, "rope": RopeConfig(base=1e6, dim=24)},
     "partial rotation": {"rope": RopeConfig(base=10000.0, dim=6)},
@@ -70,7 +76,9 @@ def _caches(model: Transformer, dtype: torch.dtype, prompts: list[int] = PROMPTS
 
 
 def _steps(decoder: NativeDecoder, caches: list[DenseCache], count: int = 4) -> torch.Tensor:
-    return torch.stack([decoder.step([(7 * i + j) % 13 for j in range(len(caches))], caches) for i in range(count)])
+    return torch.stack(
+        [decoder.step([(7 * i + j) % 13 for j in range(len(caches))], caches) for i in range(count)]
+    )
 
 
 def _decoder(model: Transformer) -> NativeDecoder:
@@ -98,7 +106,9 @@ def test_equals_the_plain_network_in_float32(shape: str, dtype: torch.dtype) -> 
 
 def _widened(model: Transformer, cache: DenseCache) -> DenseCache:
     """A float32 cache with the same contents."""
-    wide = DenseCache(model.config, dtype=torch.float32, device=CPU, capacity=cache.length + 8, alpha=cache.alpha)
+    wide = DenseCache(
+        model.config, dtype=torch.float32, device=CPU, capacity=cache.length + 8, alpha=cache.alpha
+    )
     for layer in range(model.config.num_layers):
         keys, values = (t[layer, :, : cache.length].float().transpose(0, 1) for t in cache.reserve(0))
         wide.update(layer, keys, values)

@@ -14,8 +14,11 @@ Done = subprocess.CompletedProcess[str]
 
 
 def environment(**changes: str | None) -> dict[str, str]:
-    """This process's environment in UTF-8 with changes; None removes a variable."""
-    out = {**os.environ, "PYTHONIOENCODING": "utf-8"}
+    """This process's environment in UTF-8 and on one thread, with changes; None removes a variable.
+
+    Threads of processes that run side by side would wait for each other.
+    """
+    out = {**os.environ, "PYTHONIOENCODING": "utf-8", "OMP_NUM_THREADS": "1"}
     for name, value in changes.items():
         if value is None:
             out.pop(name, None)

@@ -58,7 +58,9 @@ def use_large_pages(address: int, size: int) -> None:
         libc = ctypes.CDLL(None, use_errno=True)
         page = os.sysconf("SC_PAGE_SIZE")
         start = -(-address // page) * page
-        libc.madvise(ctypes.c_void_p(start), ctypes.c_size_t(max(address + size - start, 0) // page * page), _HUGEPAGE)
+        libc.madvise(
+            ctypes.c_void_p(start), ctypes.c_size_t(max(address + size - start, 0) // page * page), _HUGEPAGE
+        )
     except (AttributeError, OSError, ValueError):  # not Linux
         return
 

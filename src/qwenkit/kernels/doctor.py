@@ -170,9 +170,7 @@ def _linear() -> Check:
 
     is_available: Callable[[], bool] = torch.backends.mkldnn.is_available  # not annotated in torch
     if not is_available():
-        return Check(
-            "linear kernel", "torch, without oneDNN", "warn", "install a build of torch with oneDNN"
-        )
+        return Check("linear kernel", "torch, without oneDNN", "warn", "install a build of torch with oneDNN")
     if not cpu.cpu_has_bf16():
         return Check("linear kernel", "torch (fp32)", "ok", "for reading prompts")
     units = "AMX" if "amx_bf16" in (cpu.cpu_features() or ()) else "AVX512-BF16"
@@ -189,7 +187,12 @@ def _decode() -> Check:
 def _attention() -> Check:
     import torch
 
-    return Check("attention kernel", f"torch {torch.nn.functional.scaled_dot_product_attention.__name__}", "ok", "for reading prompts")
+    return Check(
+        "attention kernel",
+        f"torch {torch.nn.functional.scaled_dot_product_attention.__name__}",
+        "ok",
+        "for reading prompts",
+    )
 
 
 def _packages() -> list[Check]:
@@ -222,5 +225,8 @@ def _compiler() -> Check:
         if found:
             return Check("c compiler", found)
     return Check(
-        "c compiler", "not found", "ok", "needed only to build the native kernels; a system package such as g++ provides one"
+        "c compiler",
+        "not found",
+        "ok",
+        "needed only to build the native kernels; a system package such as g++ provides one",
     )

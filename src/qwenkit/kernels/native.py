@@ -28,7 +28,10 @@ class Layer(ctypes.Structure):
 
     _fields_ = (
         *((name, _pointer) for name in ("attn_norm", "qkv_weight", "qkv_bias", "q_norm", "k_norm")),
-        *((name, _pointer) for name in ("out_weight", "out_bias", "ffn_norm", "gate_up_weight", "gate_up_bias")),
+        *(
+            (name, _pointer)
+            for name in ("out_weight", "out_bias", "ffn_norm", "gate_up_weight", "gate_up_bias")
+        ),
         *((name, _pointer) for name in ("down_weight", "down_bias")),
         ("window", ctypes.c_int64),
     )
@@ -119,7 +122,9 @@ def isa() -> int:
         return best
     if forced not in _ISAS:
         known = (*_ISAS, "reference")
-        raise InputError(f"QWENKIT_ISA={forced!r} is unknown; use {', '.join(known)}{did_you_mean(str(forced), known)}")
+        raise InputError(
+            f"QWENKIT_ISA={forced!r} is unknown; use {', '.join(known)}{did_you_mean(str(forced), known)}"
+        )
     if _ISAS.index(forced) > best:
         raise InputError(f"QWENKIT_ISA={forced!r} is more than this CPU has; use {_ISAS[best]}")
     return _ISAS.index(forced)

@@ -52,7 +52,12 @@ class NativeDecoder:
         )
 
     def _fill(self, out: native.Layer, layer: Layer) -> None:
-        linears = {"qkv": layer.attn.qkv, "out": layer.attn.out, "gate_up": layer.ffn.gate_up, "down": layer.ffn.down}
+        linears = {
+            "qkv": layer.attn.qkv,
+            "out": layer.attn.out,
+            "gate_up": layer.ffn.gate_up,
+            "down": layer.ffn.down,
+        }
         for name, linear in linears.items():
             setattr(out, f"{name}_weight", self._address(linear.weight))
             setattr(out, f"{name}_bias", self._address(linear.bias))
@@ -86,7 +91,13 @@ class NativeDecoder:
         logits = torch.empty(len(caches), self._network.config.vocab_size)
         threads = max(1, min(torch.get_num_threads(), usable_cores(), native.MAX_THREADS))
         failed = self._library.qk_decode(
-            ctypes.byref(self._model), len(caches), ids.data_ptr(), sequences, logits.data_ptr(), threads, self._isa
+            ctypes.byref(self._model),
+            len(caches),
+            ids.data_ptr(),
+            sequences,
+            logits.data_ptr(),
+            threads,
+            self._isa,
         )
         assert not failed, "the instruction set was checked before"
         del keep
@@ -103,7 +114,9 @@ class NativeDecoder:
         out.length, out.cos, out.sin = cache.length, cos.data_ptr(), sin.data_ptr()
         logn = self._network.config.logn_length
         far = logn is not None and position >= logn
-        out.query_scale = float(logn_scale(position, 1, logn, cos.device)) if far and logn is not None else 1.0
+        out.query_scale = (
+            float(logn_scale(position, 1, logn, cos.device)) if far and logn is not None else 1.0
+        )
         return cos, sin
 
 

@@ -73,7 +73,9 @@ class Attention(nn.Module):
     def forward(self, x: Tensor, meta: AttentionInput) -> Tensor:
         """(N, D) -> (N, D)"""
         qkv = self.qkv(x).view(len(x), self.heads + 2 * self.kv_heads, self.head_dim)
-        qk, v = qkv.split_with_sizes((self.heads + self.kv_heads, self.kv_heads), dim=1)  # (N, H + K, d), (N, K, d)
+        qk, v = qkv.split_with_sizes(
+            (self.heads + self.kv_heads, self.kv_heads), dim=1
+        )  # (N, H + K, d), (N, K, d)
         if self.q_norm is not None and self.k_norm is not None:
             qk = torch.cat((self.q_norm(qk[:, : self.heads]), self.k_norm(qk[:, self.heads :])), dim=1)
         q, k = ops.rotate(qk, meta.cos, meta.sin).split_with_sizes((self.heads, self.kv_heads), dim=1)
