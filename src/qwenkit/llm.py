@@ -257,6 +257,11 @@ class LLM:
         result: list[Tensor] = compute(token_ids)
         return result
 
+    @property
+    def score_window(self) -> int:
+        """Tokens per window of ``perplexity`` when none is given: 2048, or the context length if that is shorter."""
+        return min(_SCORE_WINDOW, self.info.context_length)
+
     def perplexity(
         self,
         text: str,
@@ -270,14 +275,14 @@ class LLM:
 
         Args:
             text: at least two tokens.
-            window: tokens per window; None: 2048, or the context length if that is shorter.
+            window: tokens per window; None: ``score_window``.
             on_progress: called with (tokens done, tokens in all, perplexity so far) after each window.
 
         Raises:
             InputError: the text is too short or the window impossible.
         """
         context = self.info.context_length
-        window = min(_SCORE_WINDOW, context) if window is None else window
+        window = self.score_window if window is None else window
         if not 2 <= window <= context:
             raise InputError(f"window={window} is not possible; use 2 to {context}, the model's context")
         ids = self.tokenizer.encode(text, allowed_special=())

@@ -53,6 +53,7 @@ def perplexity(
     if window is not None and window < 2:
         raise InputError(f"window={window} is not possible; use a whole number from 2 up")
     llm = loading.open_llm(model)
+    window = llm.score_window if window is None else window
     start = time.perf_counter()
     was_stopped = False
     with _progress(llm.info.device) as show:
@@ -70,7 +71,7 @@ def perplexity(
 
 
 def _print(
-    reached: _Reached, window: int | None, seconds: float, *, as_json: bool, was_stopped: bool
+    reached: _Reached, window: int, seconds: float, *, as_json: bool, was_stopped: bool
 ) -> None:
     if as_json:
         row = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from qwenkit.config.families import Family, family_of
 from qwenkit.config.model import ModelConfig, RopeConfig, RopeScaling
 from qwenkit.core.errors import ConfigError, UnsupportedModelError
 
+_log = logging.getLogger("qwenkit")
 _MAX_JSON_BYTES = 64 * 2**20
 _SCALING_KEYS = {
     "factor": "factor",
@@ -75,6 +77,8 @@ def from_hf(raw: Mapping[str, Any]) -> tuple[Family, ModelConfig]:
             raise UnsupportedModelError(
                 f"config.json: {key}={raw[key]!r} is not supported; only {allowed[0]!r} is"
             )
+    if raw.get("use_cache_quantization") is True:
+        _log.warning("use_cache_quantization is not supported yet; keys and values are kept in full precision")
     values = {name: _lookup(raw, family, name) for name in family.keys}
     config = _build(raw, family, values)
     return family, config

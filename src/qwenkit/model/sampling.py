@@ -19,6 +19,9 @@ from qwenkit.core.types import SamplingParams
 Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
 
 
+_COLDEST = 1e-6
+
+
 class Sampler:
     """Sampling state of one request.
 
@@ -80,7 +83,8 @@ def candidates(logits: Array, params: SamplingParams) -> tuple[Array, Array]:
         ids (C,) and probabilities (C,) float64 that add up to 1.
     """
     temperature = 1.0 if params.temperature is None else params.temperature
-    weights = np.exp((logits - logits.max()) / np.float32(temperature))  # (V,), the largest is 1
+    # Below the smallest step a float32 division would overflow; there the choice is greedy anyway.
+    weights = np.exp((logits - logits.max()) / np.float32(max(temperature, _COLDEST)))  # (V,), the largest is 1
     top_k, top_p = params.top_k or 0, 1.0 if params.top_p is None else params.top_p
     ids: Array | None = None
     if 0 < top_k < len(weights):

@@ -367,3 +367,8 @@ def test_quantisation_notes(
 ) -> None:
     found = quant_config(config, side)
     assert (None if found is None else str(found)) == expected
+
+
+def test_the_quantised_cache_of_qwen1_is_not_passed_over_in_silence(caplog: pytest.LogCaptureFixture) -> None:
+    from_hf(QWEN1 | {"use_cache_quantization": True})
+    assert "use_cache_quantization" in caplog.text

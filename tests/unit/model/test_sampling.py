@@ -155,3 +155,12 @@ def test_draws_follow_the_probabilities() -> None:
     drawn = torch.bincount(torch.tensor([sampler.pick(probs.log()) for _ in range(count)]), minlength=4)
     chi_square = float(((drawn - count * probs) ** 2 / (count * probs)).sum())
     assert chi_square < 16.3  # 3 degrees of freedom, one in a thousand
+
+
+@pytest.mark.parametrize("temperature", [1e-50, 1e-9, 1e-4])
+def test_the_coldest_temperatures_pick_the_likeliest(temperature: float) -> None:
+    logits = np.array([1.0, 3.0, 2.999], dtype=np.float32)
+    ids, probs = candidates(logits, SamplingParams(temperature=temperature))
+    assert ids[0] == 1
+    assert probs[0] == pytest.approx(1.0, abs=1e-4)
+    assert np.isfinite(probs).all()
