@@ -3,6 +3,8 @@
 #pragma once
 #include <cstdint>
 
+// Count up with every change of what follows, so that Python refuses a library that was compiled before it.
+#define QK_ABI_VERSION 1
 #define QK_API __attribute__((visibility("default")))
 
 extern "C" {
@@ -33,11 +35,16 @@ struct QkSequence {
   float query_scale;
 };
 
+enum QkStatus : int32_t { QK_DONE = 0, QK_NO_ISA = 1, QK_NO_MEMORY = 2 };
+
+// QK_ABI_VERSION and the sizes of QkLayer, QkModel and QkSequence, for Python to compare before anything else.
+QK_API void qk_abi(int64_t out[4]);
+
 // The fastest instruction set of this CPU.
 QK_API int32_t qk_best_isa();
 
 // One token for each of `batch` sequences: stores its keys and values, writes (batch, vocab) logits.
-// Returns 0, or 1 for an instruction set this CPU does not have.
+// Returns a QkStatus: QK_NO_ISA for an instruction set this CPU does not have; nothing was stored unless QK_DONE.
 QK_API int32_t qk_decode(const QkModel *model, int32_t batch, const int64_t *tokens, const QkSequence *sequences,
-                  float *logits, int32_t threads, int32_t isa);
+                         float *logits, int32_t threads, int32_t isa);
 }

@@ -23,7 +23,14 @@ class Barrier {
   std::atomic<uint32_t> round_{0};
 };
 
-// Runs job(context, thread) on `threads` threads, the caller being thread 0; returns when all are done.
+constexpr int kMaxThreads = 256;
+
+// Starts what is missing of `threads` threads, the caller among them. Returns how many a job can have: at least 1, and
+// fewer than asked for where the system gives no more.
+int ready_threads(int threads);
+
+// Runs job(context, thread) on `threads` threads, the caller being thread 0; returns when all are done. No more than
+// ready_threads() said; the job must not throw.
 // Calls from several threads take turns.
 void run_parallel(int threads, void (*job)(void *, int), void *context);
 

@@ -51,6 +51,22 @@ inline float sum(Vec a) {
   four = _mm_add_ps(four, _mm_movehl_ps(four, four));
   return _mm_cvtss_f32(_mm_add_ss(four, _mm_shuffle_ps(four, four, 1)));
 }
+// Eight times sum() in a third of the instructions: the same additions, side by side.
+inline __m256 add_halves(__m256 a, __m256 b) {  // a's in the lower half, b's in the upper
+  return _mm256_add_ps(_mm256_permute2f128_ps(a, b, 0x20), _mm256_permute2f128_ps(a, b, 0x31));
+}
+inline __m256 add_distant(__m256 a, __m256 b) {  // in each half: a0+a2, a1+a3, b0+b2, b1+b3
+  return _mm256_add_ps(_mm256_shuffle_ps(a, b, 0x44), _mm256_shuffle_ps(a, b, 0xee));
+}
+inline __m256 add_neighbours(__m256 a, __m256 b) {  // in each half: a0+a1, a2+a3, b0+b1, b2+b3
+  return _mm256_add_ps(_mm256_shuffle_ps(a, b, 0x88), _mm256_shuffle_ps(a, b, 0xdd));
+}
+inline void sum8(const Vec *a, float *out) {
+  __m256 eight[8], four[4];
+  for (int i = 0; i < 8; ++i) eight[i] = _mm256_add_ps(a[i].lo, a[i].hi);
+  for (int i = 0; i < 4; ++i) four[i] = add_halves(eight[i], eight[i + 4]);
+  _mm256_storeu_ps(out, add_neighbours(add_distant(four[0], four[1]), add_distant(four[2], four[3])));
+}
 inline float maximum(Vec a) {
   const __m256 eight = _mm256_max_ps(a.lo, a.hi);
   __m128 four = _mm_max_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));

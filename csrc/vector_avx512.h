@@ -37,6 +37,26 @@ inline float sum(Vec a) {
   four = _mm_add_ps(four, _mm_movehl_ps(four, four));
   return _mm_cvtss_f32(_mm_add_ss(four, _mm_shuffle_ps(four, four, 1)));
 }
+// Eight times sum() in a third of the instructions: the same additions, side by side.
+inline __m512 add_halves(__m512 a, __m512 b) {  // a's in the lower half, b's in the upper
+  return _mm512_add_ps(_mm512_shuffle_f32x4(a, b, 0x44), _mm512_shuffle_f32x4(a, b, 0xee));
+}
+inline __m512 add_quarters(__m512 a, __m512 b) {  // of each half, from the lowest quarter: a, a, b, b
+  return _mm512_add_ps(_mm512_shuffle_f32x4(a, b, 0x88), _mm512_shuffle_f32x4(a, b, 0xdd));
+}
+inline __m512 add_distant(__m512 a, __m512 b) {  // in each quarter: a0+a2, a1+a3, b0+b2, b1+b3
+  return _mm512_add_ps(_mm512_shuffle_ps(a, b, 0x44), _mm512_shuffle_ps(a, b, 0xee));
+}
+inline __m512 add_neighbours(__m512 a) {  // in each quarter: a0+a1, a2+a3, twice
+  return _mm512_add_ps(_mm512_shuffle_ps(a, a, 0x88), _mm512_shuffle_ps(a, a, 0xdd));
+}
+inline void sum8(const Vec *a, float *out) {
+  __m512 two[4];
+  for (int i = 0; i < 4; ++i) two[i] = add_halves(a[2 * i].r, a[2 * i + 1].r);
+  const __m512 sums = add_neighbours(add_distant(add_quarters(two[0], two[1]), add_quarters(two[2], two[3])));
+  const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 0, 4, 8, 12, 1, 5, 9, 13);
+  _mm256_storeu_ps(out, _mm512_castps512_ps256(_mm512_permutexvar_ps(order, sums)));
+}
 inline float maximum(Vec a) {
   const __m256 eight = _mm256_max_ps(_mm512_castps512_ps256(a.r), upper(a.r));
   __m128 four = _mm_max_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));

@@ -44,16 +44,23 @@ inline Vec add(Vec a, Vec b) { return each([&](int i) { return a.lane[i] + b.lan
 inline Vec mul(Vec a, Vec b) { return each([&](int i) { return a.lane[i] * b.lane[i]; }); }
 inline Vec div(Vec a, Vec b) { return each([&](int i) { return a.lane[i] / b.lane[i]; }); }
 inline Vec fma(Vec a, Vec b, Vec c) { return each([&](int i) { return std::fma(a.lane[i], b.lane[i], c.lane[i]); }); }
+// Where one is NaN, the second of the two.
 inline Vec max(Vec a, Vec b) { return each([&](int i) { return a.lane[i] > b.lane[i] ? a.lane[i] : b.lane[i]; }); }
 inline Vec min(Vec a, Vec b) { return each([&](int i) { return a.lane[i] < b.lane[i] ? a.lane[i] : b.lane[i]; }); }
 inline Vec round_even(Vec a) { return each([&](int i) { return std::nearbyint(a.lane[i]); }); }
 inline Vec scale_by_power(Vec a, Vec n) {
-  return each([&](int i) { return a.lane[i] * bits_to_float(static_cast<uint32_t>(static_cast<int>(n.lane[i]) + 127) << 23); });
+  return each([&](int i) {
+    const int power = n.lane[i] == n.lane[i] ? static_cast<int>(n.lane[i]) : 0;  // a NaN is in `a` as well
+    return a.lane[i] * bits_to_float(static_cast<uint32_t>(power + 127) << 23);
+  });
 }
 inline float sum(Vec a) {
   for (int half = 8; half; half /= 2)
     for (int i = 0; i < half; ++i) a.lane[i] += a.lane[i + half];
   return a.lane[0];
+}
+inline void sum8(const Vec *a, float *out) {
+  for (int i = 0; i < 8; ++i) out[i] = sum(a[i]);
 }
 inline float maximum(Vec a) {
   for (int half = 8; half; half /= 2)

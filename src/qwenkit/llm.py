@@ -165,8 +165,9 @@ class LLM:
 
     def _ids(self, prompt: Prompt) -> tuple[int, ...]:
         if not isinstance(prompt, str):
-            if any(isinstance(i, bool) or not isinstance(i, int) for i in prompt):
-                raise InputError(f"a prompt must be text or a list of token ids, got {list(prompt)[:5]!r}")
+            given: Any = prompt
+            if not isinstance(given, Sequence) or any(type(i) is not int for i in given):
+                raise InputError(f"a prompt must be text or a list of token ids, got {given!r:.80}")
             return tuple(prompt)
         tokenizer = self.tokenizer
         ids = tokenizer.encode(prompt)
@@ -226,7 +227,10 @@ class LLM:
         tools: Sequence[ToolSpec],
         template_options: Mapping[str, Any],
     ) -> Request:
+        turns: Sequence[Message | Mapping[str, Any]]
         turns = [Message("user", messages)] if isinstance(messages, str) else messages
+        if not isinstance(turns, Sequence):
+            raise InputError(f"a conversation must be text or a list of messages, got {turns!r}")
         prompt = tuple(m if isinstance(m, Message) else Message.from_dict(m) for m in turns)
         if not prompt:
             raise InputError("an empty conversation cannot be answered; give at least one message")

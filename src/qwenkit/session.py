@@ -155,16 +155,17 @@ class Chat:
         if template is None or tokenizer is None:
             return messages
         # The window does not count the query, so a long one can still burst the context: history gives way first.
-        window, context = self.max_window_size, self.llm.info.context_length
-        reserve = min(self.params.max_tokens or 256, context // 4)
-        while len(messages) > 1 + (messages[0].role == "system"):
+        context = self.llm.info.context_length
+        room = context - min(self.params.max_tokens or 256, context // 4)
+        turns = messages[self.system is not None :]
+        starts = [i for i, m in enumerate(turns) if m.role == "user"] or [0]
+        dropped, enough = 0, len(starts) - 1
+        while dropped < enough:
+            middle = (dropped + enough) // 2
+            messages = self._with_system(turns[starts[middle] if middle else 0 :])
             length = len(tokenizer.encode_segments(template.render(messages, **self.template_options)))
-            if length + reserve <= context:
-                break
-            window = max(min(window, context) - (length + reserve - context), 0)
-            shorter = self._trimmed([*past, query], window)
-            messages = shorter if len(shorter) < len(messages) else self._with_system([query])
-        return messages
+            dropped, enough = (dropped, middle) if length <= room else (middle + 1, enough)
+        return self._with_system(turns[starts[dropped] if dropped else 0 :])
 
     def save(self, path: str | Path) -> None:
         """Writes system prompt and turns as JSON, under a temporary name first.
@@ -172,21 +173,24 @@ class Chat:
         Raises:
             InputError: the file cannot be written.
         """
-        path = Path(path).expanduser()
+        path = _expanded(path)
         data = {"format": _FORMAT, "model": self.llm.info.model, "system": self.system}
         text = json.dumps(
             {**data, "messages": [m.to_dict() for m in self.messages]}, ensure_ascii=False, indent=1
         )
         temporary = None
         try:
-            with tempfile.NamedTemporaryFile("w", encoding="utf-8", dir=path.parent, delete=False) as file:
+            # Half of a surrogate pair is no text; it is written as '?', which is how the tokenizers read it.
+            with tempfile.NamedTemporaryFile("wb", dir=path.parent, delete=False) as file:
                 temporary = Path(file.name)
-                file.write(text + "\n")
+                file.write(text.encode("utf-8", errors="replace") + b"\n")
             os.replace(temporary, path)
-        except OSError as error:
+        except (OSError, ValueError) as error:
             if temporary is not None:
                 temporary.unlink(missing_ok=True)
-            raise InputError(f"{path} cannot be written: {error.strerror or error}") from None
+            raise InputError(
+                f"{path} cannot be written: {getattr(error, 'strerror', None) or error}"
+            ) from None
 
     def load(self, path: str | Path) -> None:
         """Replaces system prompt and turns by those of a saved file.
@@ -194,7 +198,7 @@ class Chat:
         Raises:
             InputError: it cannot be read or is not a saved conversation; the conversation stays as it was.
         """
-        path = Path(path).expanduser()
+        path = _expanded(path)
         try:
             data = json.loads(path.read_text(encoding="utf-8"))
         except OSError as error:
@@ -210,3 +214,10 @@ class Chat:
             raise InputError(f"{path} is not a conversation saved by qwenkit (no format {_FORMAT!r} in it)")
         messages = [Message.from_dict(m) for m in data["messages"]]
         self.messages, self.system = messages, data["system"]
+
+
+def _expanded(path: str | Path) -> Path:
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        raise InputError(f"{path}: there is no home directory of that user; write the path in full") from None

@@ -2,6 +2,14 @@
 
 from __future__ import annotations
 
+import ctypes
+import importlib.machinery
+import os
+import shutil
+import subprocess
+import threading
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -39,6 +47,8 @@ SHAPES: dict[str, dict[str, Any]] = {
         "rope": RopeConfig(base=1e4, dim=10),
         "vocab_size": 13,
     },
+    "tiny heads": {"num_heads": 6, "num_kv_heads": 1, "head_dim": 2, "rope": RopeConfig(base=1e4, dim=2)},
+    "wide heads": {"head_dim": 144, "rope": RopeConfig(base=1e4, dim=100)},
     "biases": {"qkv_bias": True, "out_bias": True, "mlp_bias": True},
     "query and key norm": {"qk_norm": True, "head_dim": 24, "rope": RopeConfig(base=1e6, dim=24)},
     "partial rotation": {"rope": RopeConfig(base=10000.0, dim=6)},
@@ -157,6 +167,36 @@ def test_threads_do_not_change_the_bits() -> None:
     assert torch.equal(results[0], results[1])
 
 
+def test_callers_with_other_thread_counts_do_not_disturb_each_other() -> None:
+    model = _model("plain", torch.float32)
+    expected = _steps(_decoder(model), _caches(model, torch.float32))
+    results: list[torch.Tensor] = []
+
+    def call(threads: int) -> None:
+        torch.set_num_threads(threads)  # counts for the calling thread
+        results.append(_steps(_decoder(model), _caches(model, torch.float32)))
+
+    before = torch.get_num_threads()
+    try:
+        callers = [threading.Thread(target=call, args=(1 + i % 3,)) for i in range(8)]
+        for caller in callers:
+            caller.start()
+        for caller in callers:
+            caller.join()
+    finally:
+        torch.set_num_threads(before)
+    assert len(results) == len(callers)
+    assert all(torch.equal(result, expected) for result in results)
+
+
+def test_a_first_token_needs_no_prompt() -> None:
+    model = _model("odd sizes", torch.float32)
+    ours, other = (DenseCache(model.config, dtype=torch.float32, device=CPU) for _ in range(2))
+    with torch.inference_mode():
+        expected = model(torch.tensor([5]), [Span(other, 1)])
+    torch.testing.assert_close(_decoder(model).step([5], [ours]), expected, atol=1e-5, rtol=0)
+
+
 def test_half_precision_is_closer_to_the_truth_than_the_plain_path() -> None:
     model = _model("wider than a piece", torch.bfloat16)
     exact = _model("wider than a piece", torch.bfloat16).float()
@@ -190,6 +230,69 @@ def test_nan_reaches_the_logits() -> None:
     model = _model("plain", torch.float32)
     model.layers[1].ffn.down.weight[3, 5] = float("nan")  # type: ignore[union-attr,index]
     assert bool(_decoder(model).step([1], _caches(model, torch.float32, [3])).isnan().any())
+
+
+@pytest.mark.parametrize("row", [0, 4 * 16, 8 * 16])
+def test_nan_queries_keys_and_values_reach_the_logits(row: int) -> None:
+    """Softmax is where a NaN could get lost: every comparison with it is false."""
+    model = _model("plain", torch.float32)
+    caches = _caches(model, torch.float32, [20])
+    model.layers[1].attn.qkv.weight[row, 5] = float("nan")  # type: ignore[union-attr,index]
+    assert bool(_decoder(model).step([1], caches).isnan().all())
+
+
+def test_lack_of_memory_is_an_exception() -> None:
+    model = _model("plain", torch.float32)
+    (cache,) = _caches(model, torch.float32, [3])
+    decoder = _decoder(model)
+    cache.length, cache.reserve = 2**60, lambda _: (cache._k, cache._v)  # type: ignore[assignment,method-assign]
+    cache.offset = -cache.length
+    with pytest.raises(MemoryError, match="smaller batch"):
+        decoder.step([1], [cache])
+
+
+@pytest.fixture
+def other_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Where the loader looks for the library during this test."""
+    monkeypatch.delenv("QWENKIT_ISA", raising=False)
+    monkeypatch.setattr(native, "__file__", str(tmp_path / "native.py"))
+    native._load.cache_clear()
+    yield tmp_path / f"_native{importlib.machinery.EXTENSION_SUFFIXES[0]}"
+    native._load.cache_clear()
+
+
+@pytest.mark.parametrize("field", ["_ABI_VERSION", "Layer", "Model", "Sequence"])
+def test_a_library_of_another_version_is_not_used(
+    field: str, other_library: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copy(_compiled(), other_library)
+    assert native.problem() == ""
+    native._load.cache_clear()
+    newer = 0 if field == "_ABI_VERSION" else type(field, (ctypes.Structure,), {"_fields_": ()})
+    monkeypatch.setattr(native, field, newer)
+    assert native.library() is None
+    assert "compiled for another version of qwenkit; install qwenkit again" in native.problem()
+
+
+def test_a_library_without_a_version_is_not_used(other_library: Path) -> None:
+    """As the first ones were; any other shared library will do."""
+    compiler = shutil.which("cc")
+    if compiler is None:
+        pytest.skip("no C compiler")
+    subprocess.run([compiler, "-shared", "-x", "c", "-o", str(other_library), os.devnull], check=True)
+    assert native.library() is None
+    assert "another version" in native.problem()
+
+
+def test_a_file_that_is_no_library_is_not_used(other_library: Path) -> None:
+    other_library.write_bytes(b"not a library")
+    assert native.library() is None
+    assert "cannot be loaded" in native.problem()
+
+
+def _compiled() -> Path:
+    folder = Path(str(native.__spec__.origin)).parent
+    return next(folder.glob("_native*.so"))
 
 
 def test_reference_turns_the_kernels_off(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,10 +10,14 @@ import torch
 
 from qwenkit import LLM, Message, SamplingParams
 from qwenkit.backends.scripted import EchoBackend, ScriptedBackend
-from qwenkit.core.errors import InputError, PromptTooLongError, QwenkitError
+from qwenkit.config.families import FAMILIES
+from qwenkit.core.errors import InputError, PromptTooLongError, QwenkitError, TemplateError
 from qwenkit.core.types import Completion, ToolSpec
 from qwenkit.tokenizer.hf_json import HfTokenizer
+from qwenkit.tokenizer.save import save_tokenizer
+from qwenkit.weights.save import save_model
 from tests.support.backends import tiny_backend
+from tests.support.networks import family_config, random_network
 
 GOLDEN = Path(__file__).parents[1] / "data" / "golden"
 PROMPTS = [[5, 9, 2], list(range(40)), [7], [100, 200, 300, 400, 500, 17]]
@@ -239,3 +243,55 @@ class TestPerplexity:
     def test_what_cannot_be_scored(self, llm: LLM, text: str, window: int | None) -> None:
         with pytest.raises(QwenkitError):
             llm.perplexity(text, window=window)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"stop": 5},
+        {"stop_token_ids": 5},
+        {"stop_token_ids": "ab"},
+        {"stop_token_ids": [1.5]},
+        {"stop_token_sequences": [5]},
+        {"stop_token_sequences": [["a"]]},
+        {"temperature": 10**400},
+    ],
+    ids=str,
+)
+def test_parameters_of_the_wrong_kind(values: dict[str, Any]) -> None:
+    with pytest.raises(InputError):
+        SamplingParams(**values)
+
+
+def test_prompts_of_the_wrong_kind(llm: LLM) -> None:
+    calls: list[Any] = [
+        lambda: llm.generate([1, 2, 3]),  # type: ignore[list-item]
+        lambda: llm.logits([1, 2]),  # type: ignore[list-item]
+        lambda: llm.logits(["ab"]),  # type: ignore[list-item]
+        lambda: llm.logits([[1.5]]),  # type: ignore[list-item]
+        lambda: llm.chat(Message("user", "x")),  # type: ignore[arg-type]
+    ]
+    for call in calls:
+        with pytest.raises(InputError, match="must be"):
+            call()
+
+
+@pytest.mark.parametrize(
+    "options", [{"windows": ["a"]}, {"windows": [1.5]}, {"windows": [True]}, {"num_threads": 10**9}], ids=str
+)
+def test_impossible_options(options: dict[str, Any]) -> None:
+    with pytest.raises(InputError):
+        LLM(GOLDEN / "qwen1-tiny-plain", **options)
+
+
+def test_a_malformed_template_does_not_stop_raw_generation(
+    tmp_path: Path, smollm2_tokenizer: HfTokenizer
+) -> None:
+    network = random_network(family_config("llama", vocab_size=smollm2_tokenizer.vocab_size))
+    save_model(tmp_path, network, FAMILIES["llama"])
+    save_tokenizer(tmp_path, smollm2_tokenizer)
+    (tmp_path / "chat_template.jinja").write_text("{% for x in %}")
+    llm = LLM(tmp_path, dtype="float32")
+    assert llm.generate("a", SamplingParams(max_tokens=1)).token_ids
+    with pytest.raises(TemplateError, match="malformed"):
+        llm.chat("a")

@@ -251,3 +251,41 @@ def test_a_model_that_cannot_chat(smollm2_tokenizer: HfTokenizer) -> None:
 def test_impossible_window() -> None:
     with pytest.raises(QwenkitError, match="max_window_size=0"):
         Chat(LLM.from_backend(ScriptedBackend(["x"])), max_window_size=0)
+
+
+def test_a_long_question_drops_no_more_history_than_it_must(smollm2_tokenizer: HfTokenizer) -> None:
+    llm = LLM.from_backend(tiny_backend(smollm2_tokenizer, context_length=512))
+    chat = Chat(llm, params=SamplingParams(max_tokens=20))
+    chat.messages = [
+        m for i in range(40) for m in (Message("user", f"number {i}"), Message("assistant", "yes"))
+    ]
+    template = llm.backend.template
+    assert template is not None
+
+    def size(messages: list[Message]) -> int:
+        return len(smollm2_tokenizer.encode_segments(template.render(messages)))
+
+    for words in range(0, 440, 20):
+        sent = chat._prompt(chat.messages, Message("user", "word " * words))
+        assert size(sent) <= 492
+        one_more = chat.messages[-(len(sent) + 1) :]
+        in_window = len(chat._trimmed([*chat.messages, sent[-1]], chat.max_window_size))
+        assert len(sent) == in_window or size([*one_more, sent[-1]]) > 492
+
+
+@pytest.mark.parametrize("path", ["~nosuchuser/x", "a\0b"])
+def test_paths_that_cannot_be(path: str) -> None:
+    chat, _ = scripted()
+    with pytest.raises(InputError):
+        chat.save(path)
+    with pytest.raises(InputError):
+        chat.load(path)
+
+
+def test_half_a_surrogate_pair_can_be_saved(tmp_path: Path) -> None:
+    chat, _ = scripted()
+    chat.messages = [Message("user", "a\ud800"), Message("assistant", "b")]
+    chat.save(tmp_path / "chat.json")
+    chat.load(tmp_path / "chat.json")
+    assert chat.messages[0].content == "a?"
+    assert [p.name for p in tmp_path.iterdir()] == ["chat.json"]

@@ -18,6 +18,7 @@ from qwenkit.config.model import ModelConfig
 from qwenkit.core.errors import InputError, PromptTooLongError, QwenkitError, TemplateError, TokenizerError
 from qwenkit.core.types import Delta, Message, Request, SamplingParams, Usage
 from qwenkit.kernels.cpu import cpu_has_bf16, release_freed_memory
+from qwenkit.kernels.native import MAX_THREADS
 from qwenkit.model.generate import BatchGenerator, TokenEvent, all_logits, token_logprobs
 from qwenkit.model.transformer import Transformer
 from qwenkit.tokenizer.base import Tokenizer
@@ -62,6 +63,10 @@ class LocalOptions:
             value = getattr(self, name)
             if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
                 raise InputError(f"{name}={value!r} is not possible; use a whole number from 1 up")
+        if self.num_threads is not None and self.num_threads > MAX_THREADS:
+            raise InputError(f"num_threads={self.num_threads} is not possible; use at most {MAX_THREADS}")
+        if any(isinstance(w, bool) or not isinstance(w, int | None) for w in self.windows or ()):
+            raise InputError(f"windows={self.windows!r} must hold whole numbers, or None for full attention")
 
 
 def resolve_device(name: str) -> torch.device:
@@ -127,6 +132,8 @@ class LocalBackend:
         self.info, self.tokenizer, self.template = info, tokenizer, template
         self.tokenizer_error: QwenkitError | None = None
         """Why there is no tokenizer."""
+        self.template_error: TemplateError | None = None
+        """Why there is no template, where there should be one."""
 
     @property
     def model(self) -> Transformer:
@@ -186,7 +193,7 @@ class LocalBackend:
         if self.tokenizer is None:
             raise self.tokenizer_error or TokenizerError("the model has no tokenizer")
         if self.template is None:
-            raise TemplateError(
+            raise self.template_error or TemplateError(
                 f"{self.info.model} has no chat template, so it is a base model; use raw generation, or a chat version of the model"
             )
         return self.template, self.tokenizer
@@ -227,6 +234,8 @@ class LocalBackend:
         return [all_logits(self.model, ids, chunk=chunk).cpu() for ids in token_ids]
 
     def _check_scored(self, ids: Sequence[int]) -> None:
+        if not isinstance(ids, Sequence) or any(isinstance(i, bool) or not isinstance(i, int) for i in ids):
+            raise InputError(f"each sequence must be a list of token ids, got {ids!r:.80}")
         if len(ids) > self.info.context_length:
             raise PromptTooLongError(
                 f"the sequence has {len(ids)} tokens, the context holds {self.info.context_length}; cut it"
@@ -290,16 +299,19 @@ def open_local(
         network = build_model(checkpoint, device=device, dtype=dtype, config=config, on_progress=on_progress)
     finally:
         checkpoint.store.close()
-    template = None
+    template, template_error = None, None
     if tokenizer is not None and checkpoint.generation.chat_format != "raw":
-        template = choose_template(checkpoint.family.chat_format, tokenizer)
+        try:
+            template = choose_template(checkpoint.family.chat_format, tokenizer)
+        except TemplateError as malformed:  # raw text needs no template
+            template_error = malformed
     info = _info(str(model), checkpoint, config, network, can_chat=template is not None)
     info.details["load_seconds"] = time.perf_counter() - started
     eos = checkpoint.generation.eos_ids or _eos_of(tokenizer)
     backend = LocalBackend(
         network, info, tokenizer=tokenizer, template=template, eos_ids=eos, options=options
     )
-    backend.tokenizer_error = error
+    backend.tokenizer_error, backend.template_error = error, template_error
     return backend
 
 

@@ -48,6 +48,7 @@ class JinjaTemplate(ChatTemplate):
         self._tool_template = compile_template(tool_source) if tool_source else self._template
         self._tokenizer = tokenizer
         self._guard = _Guard(tokenizer)
+        self._source, self._tool_source = source, tool_source or source
         specials = tokenizer.special_tokens
         ends = [
             specials[form] for form in ("<|im_end|>", "<|im_start|>") if form in specials and form in source
@@ -73,6 +74,9 @@ class JinjaTemplate(ChatTemplate):
         **options: Any,
     ) -> list[Segment]:
         """See `ChatTemplate.render`; ``options`` become variables of the template."""
+        unknown = [n for n in options if n not in (self._tool_source if tools else self._source)]
+        if unknown:
+            raise TemplateError(f"the model's chat template has no option {', '.join(unknown)}; leave it out")
         turns, specs = [_template_message(m) for m in messages], [tool.to_dict() for tool in tools]
         mark = _unused_mark((turns, specs, options))
         variables = {

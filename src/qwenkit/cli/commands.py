@@ -136,6 +136,8 @@ class Commands:
             return self._bare_handlers[name]()
         except QwenkitError as error:
             return Outcome(str(error), is_error=True)
+        except (RuntimeError, ValueError) as error:  # '~nobody/file', or a NUL in a path
+            return Outcome(f"{command.argument[:80]}: {error}", is_error=True)
         except OSError as error:
             return Outcome(f"{error.filename or command.argument}: {error.strerror or error}", is_error=True)
 

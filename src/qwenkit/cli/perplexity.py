@@ -70,9 +70,7 @@ def perplexity(
         raise typer.Exit(_EXIT_INTERRUPTED)
 
 
-def _print(
-    reached: _Reached, window: int, seconds: float, *, as_json: bool, was_stopped: bool
-) -> None:
+def _print(reached: _Reached, window: int, seconds: float, *, as_json: bool, was_stopped: bool) -> None:
     if as_json:
         row = {
             "perplexity": reached.perplexity,

@@ -84,7 +84,7 @@ def change(params: SamplingParams, argument: str, texts: Texts) -> tuple[Samplin
             raise InputError(texts.conf_unknown.format(name=name, near=did_you_mean(name, _DEFAULTS)))
         try:
             values[name] = parse(name, text)
-        except ValueError:
+        except (ValueError, RecursionError):
             raise InputError(
                 texts.conf_value.format(name=name, value=text, kind=_KINDS[_kind(name)])
             ) from None

@@ -46,7 +46,7 @@ def from_generation_config(raw: Mapping[str, Any], model_config: Mapping[str, An
             min_p=_or(raw.get("min_p"), 0.0),
             repetition_penalty=_or(raw.get("repetition_penalty"), 1.0),
             # A sequence that is one end token adds nothing, the end token stops anyway.
-            stop_token_sequences=tuple(tuple(s) for s in stops if tuple(s) not in {(i,) for i in eos_ids}),
+            stop_token_sequences=tuple(s for s in stops if s not in [[i] for i in eos_ids]),
         )
     except (InputError, TypeError) as error:
         raise ConfigError(f"generation_config.json: {error}") from None
@@ -54,6 +54,10 @@ def from_generation_config(raw: Mapping[str, Any], model_config: Mapping[str, An
     if window is not None and (isinstance(window, bool) or not isinstance(window, int) or window < 1):
         raise ConfigError(
             f"generation_config.json: max_window_size={window!r} must be a whole number from 1 up"
+        )
+    if raw.get("chat_format") not in (None, "chatml", "raw"):
+        raise ConfigError(
+            f"generation_config.json: chat_format={raw['chat_format']!r} is not known; use 'chatml' or 'raw'"
         )
     return GenerationConfig(
         defaults=defaults, eos_ids=eos_ids, chat_format=raw.get("chat_format"), max_window_size=window

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -39,7 +40,7 @@ def from_gguf(
     # The 72B model is told by its base: it was trained long and has both switches off.
     ntk = family.gguf_train_lengths.get(hidden) if base == 10000.0 else None
     tokens = metadata.get("tokenizer.ggml.tokens")
-    vocab = reader.whole("vocab_size", len(tokens) if tokens is not None else None)
+    vocab = reader.whole("vocab_size", len(tokens) if isinstance(tokens, Sequence) else None)
     return family, ModelConfig(
         vocab_size=vocab,
         hidden_size=hidden,
@@ -61,7 +62,7 @@ def from_gguf(
         out_bias="blk.0.attn_output.bias" in tensor_names,
         mlp_bias="blk.0.ffn_gate.bias" in tensor_names,
         qk_norm=family.qk_norm,
-        tie_embeddings="output.weight" not in tensor_names,
+        tie_embeddings=family.may_tie and "output.weight" not in tensor_names,
         logn_length=ntk,
         dtype="gguf",
     )
@@ -108,4 +109,6 @@ class _Reader:
         value = default if value is None else value
         if not isinstance(value, int | float) or isinstance(value, bool):
             raise ConfigError(f"GGUF: {self._arch}.{key}={value!r} must be a number; convert the file again")
+        if not math.isfinite(value):
+            raise ConfigError(f"GGUF: {self._arch}.{key}={value!r} must be finite; convert the file again")
         return float(value)

@@ -48,7 +48,9 @@ def read_json(path: Path, *, what: str = "file") -> dict[str, Any]:
         data = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ConfigError(f"{path.parent} has no {path.name}; give a model folder that holds one") from None
-    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {error.strerror or error}") from None
+    except (ValueError, RecursionError) as error:  # not UTF-8, not JSON, or a number of thousands of digits
         raise ConfigError(f"{path} is not valid JSON ({error}); fetch the file again") from None
     if not isinstance(data, dict):
         raise ConfigError(f"{path} holds a {type(data).__name__}, not a JSON object; fetch the file again")
@@ -78,7 +80,9 @@ def from_hf(raw: Mapping[str, Any]) -> tuple[Family, ModelConfig]:
                 f"config.json: {key}={raw[key]!r} is not supported; only {allowed[0]!r} is"
             )
     if raw.get("use_cache_quantization") is True:
-        _log.warning("use_cache_quantization is not supported yet; keys and values are kept in full precision")
+        _log.warning(
+            "use_cache_quantization is not supported yet; keys and values are kept in full precision"
+        )
     values = {name: _lookup(raw, family, name) for name in family.keys}
     config = _build(raw, family, values)
     return family, config
@@ -112,6 +116,12 @@ def _number(name: str, value: Any) -> float:
     return float(value)
 
 
+def _flag(name: str, value: Any) -> bool:
+    if value not in (None, True, False):
+        raise ConfigError(f"config.json: {name}={value!r} must be true or false")
+    return bool(value)
+
+
 def _is_number(value: Any) -> bool:
     """Not true and false; neither NaN nor infinity, which Python's JSON knows."""
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 2**63
@@ -133,7 +143,7 @@ def _build(raw: Mapping[str, Any], family: Family, values: Mapping[str, Any]) ->
         raise ConfigError(
             f"config.json: intermediate_size={ffn_size} must be a multiple of {family.ffn_divisor}"
         )
-    attention_bias = bool(raw.get("attention_bias", False))
+    attention_bias = _flag("attention_bias", raw.get("attention_bias"))
     train_length = values.get("train_length")
     train_length = None if train_length is None else _whole("seq_length", train_length)
     rope = _rope(raw, values, head_dim, train_length)
@@ -147,10 +157,10 @@ def _build(raw: Mapping[str, Any], family: Family, values: Mapping[str, Any]) ->
         rope=rope,
         qkv_bias=attention_bias if family.qkv_bias is None else family.qkv_bias,
         out_bias=attention_bias and family.qkv_bias is None,
-        mlp_bias=bool(raw.get("mlp_bias", False)),
+        mlp_bias=_flag("mlp_bias", raw.get("mlp_bias")),
         qk_norm=family.qk_norm,
-        tie_embeddings=bool(values["tie_embeddings"]),
-        logn_length=train_length if values.get("logn") else None,
+        tie_embeddings=_flag("tie_word_embeddings", values["tie_embeddings"]),
+        logn_length=train_length if _flag("use_logn_attn", values.get("logn")) else None,
         windows=_windows(raw, sizes["num_layers"]),
         dtype=_dtype(raw),
     )
@@ -168,7 +178,12 @@ def _rope(
     raw: Mapping[str, Any], values: Mapping[str, Any], head_dim: int, train_length: int | None
 ) -> RopeConfig:
     """Rotary settings from rope_theta and rope_scaling, or from rope_parameters of newer writers."""
-    settings = raw.get("rope_parameters") or raw.get("rope_scaling") or {}
+    new, old = raw.get("rope_parameters"), raw.get("rope_scaling")
+    if new and old and new != old:
+        raise ConfigError(
+            f"config.json contradicts itself: rope_parameters={new!r} and rope_scaling={old!r}; keep one of them"
+        )
+    settings = new or old or {}
     if not isinstance(settings, Mapping):
         raise ConfigError(f"config.json: rope_scaling={settings!r} must be an object or null")
     settings = dict(settings)
@@ -178,7 +193,7 @@ def _rope(
         base=_number("rope_theta", base),
         dim=int(dim),
         scaling=_scaling(settings, _whole("max_position_embeddings", values["context_length"])),
-        ntk_length=train_length if values.get("dynamic_ntk") else None,
+        ntk_length=train_length if _flag("use_dynamic_ntk", values.get("dynamic_ntk")) else None,
     )
 
 
@@ -191,6 +206,7 @@ def _scaling(settings: dict[str, Any], context_length: int) -> RopeScaling | Non
     if settings.pop("partial_rotary_factor", 1.0) != 1.0:
         raise UnsupportedModelError("config.json: partial_rotary_factor other than 1 is not supported")
     if kind in (None, "default"):
+        _refuse_without_kind(settings)
         return None
     if kind not in ("linear", "yarn", "llama3"):
         raise UnsupportedModelError(
@@ -211,6 +227,15 @@ def _scaling(settings: dict[str, Any], context_length: int) -> RopeScaling | Non
     return RopeScaling(kind=kind, **fields)
 
 
+def _refuse_without_kind(settings: Mapping[str, Any]) -> None:
+    """A factor without a kind, or one object per layer type: dropping it would give wrong numbers."""
+    for key, value in settings.items():
+        if value is not None and (key == "factor" or isinstance(value, Mapping)):
+            raise UnsupportedModelError(
+                f"config.json: rope scaling of no kind with {key!r}={value!r} is not supported; add 'rope_type' or remove it"
+            )
+
+
 def _scaling_value(key: str, value: Any) -> float | bool:
     if key == "truncate":
         return bool(value)
@@ -228,20 +253,34 @@ def _windows(raw: Mapping[str, Any], num_layers: int) -> tuple[int | None, ...]:
                 f"config.json: attention_windows={windows!r} must be a list of whole numbers or null"
             )
         return tuple(windows)
-    if raw.get("use_sliding_window") is False or raw.get("sliding_window") is None:
+    types = raw.get("layer_types")
+    if types is not None:
+        _check_layer_types(types, num_layers)
+    if raw.get("use_sliding_window") is False:
+        return ()
+    if raw.get("sliding_window") is None:
+        if types is not None and "sliding_attention" in types:
+            raise ConfigError(
+                "config.json: layer_types has sliding_attention, so sliding_window is needed; add it"
+            )
         return ()
     width = _whole("sliding_window", raw["sliding_window"])
-    types = raw.get("layer_types")
     if types is None:
-        if not raw.get("use_sliding_window"):
+        if not _flag("use_sliding_window", raw.get("use_sliding_window")):
             return ()
         first = _whole("max_window_layers", raw.get("max_window_layers", 28))
         types = ["sliding_attention" if i >= first else "full_attention" for i in range(num_layers)]
-    unknown = set(types) - {"sliding_attention", "full_attention"}
+    if "sliding_attention" not in types:
+        return ()
+    return tuple(width if t == "sliding_attention" else None for t in types)
+
+
+def _check_layer_types(types: Any, num_layers: int) -> None:
+    if not isinstance(types, list) or len(types) != num_layers:
+        raise ConfigError(f"config.json: layer_types={types!r} must be a list of {num_layers} names")
+    unknown = [t for t in types if t not in ("sliding_attention", "full_attention")]
     if unknown:
-        raise UnsupportedModelError(f"config.json: layer type {sorted(unknown)[0]!r} is not supported")
-    windows = tuple(width if t == "sliding_attention" else None for t in types)
-    return windows if any(windows) else ()
+        raise UnsupportedModelError(f"config.json: layer type {unknown[0]!r} is not supported")
 
 
 def _dtype(raw: Mapping[str, Any]) -> str:

@@ -6,8 +6,7 @@ Knows nothing of models, tokenizers or torch; importing it costs nothing.
 from __future__ import annotations
 
 import dataclasses
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias, get_args
 
@@ -145,9 +144,10 @@ class SamplingParams:
     def __post_init__(self) -> None:
         set_ = object.__setattr__
         stop: Any = self.stop
-        set_(self, "stop", (stop,) if isinstance(stop, str) else tuple(stop))
-        set_(self, "stop_token_ids", tuple(self.stop_token_ids))
-        set_(self, "stop_token_sequences", tuple(tuple(s) for s in self.stop_token_sequences))
+        set_(self, "stop", (stop,) if isinstance(stop, str) else _items("stop", stop))
+        set_(self, "stop_token_ids", _token_ids("stop_token_ids", self.stop_token_ids))
+        sequences = _items("stop_token_sequences", self.stop_token_sequences)
+        set_(self, "stop_token_sequences", tuple(_token_ids("stop_token_sequences", s) for s in sequences))
         if any(not isinstance(s, str) or not s for s in self.stop):
             raise InputError(f"stop={self.stop!r}: every stop string must be non-empty text")
         if any(not s for s in self.stop_token_sequences):
@@ -177,6 +177,20 @@ class SamplingParams:
         return self.temperature == 0 or self.top_k == 1
 
 
+def _items(name: str, value: Any) -> tuple[Any, ...]:
+    if isinstance(value, str | bytes) or not isinstance(value, Iterable):
+        raise InputError(f"{name}={value!r} is not possible; use a list")
+    return tuple(value)
+
+
+def _token_ids(name: str, value: Any) -> tuple[int, ...]:
+    ids = _items(name, value)
+    bad = next((i for i in ids if isinstance(i, bool) or not isinstance(i, int)), None)
+    if bad is not None:
+        raise InputError(f"{name} holds {bad!r}; use token ids, which are whole numbers")
+    return ids
+
+
 def _check_whole(name: str, value: object, low: int, high: int | None = None) -> None:
     if value is None:
         return
@@ -194,7 +208,8 @@ def _check_range(name: str, value: object, low: float, high: float, *, open_low:
     if value is None:
         return
     number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not number or not math.isfinite(value) or not low <= value <= high or (open_low and value == low):  # type: ignore[arg-type,operator]
+    # NaN fails the comparison, as does infinity.
+    if not number or not low <= value <= high or (open_low and value == low):  # type: ignore[operator]
         bound = f"above {low:g} and at most {high:g}" if open_low else f"from {low:g} to {high:g}"
         raise InputError(f"{name}={value!r} is not possible; use a number {bound}")
 

@@ -17,6 +17,8 @@ from qwenkit.core.errors import InputError, did_you_mean
 
 _log = logging.getLogger("qwenkit")
 _ISAS = ("portable", "avx2", "avx512")  # in the order of QkIsa
+_ABI_VERSION = 1  # QK_ABI_VERSION of csrc/native.h
+_NO_MEMORY = 2  # of QkStatus
 MAX_ROTARY = 1024
 MAX_THREADS = 256
 
@@ -73,6 +75,8 @@ def _load() -> tuple[ctypes.CDLL | None, str]:
         return None, "not compiled; install a C++ compiler and install qwenkit again"
     try:
         loaded = ctypes.CDLL(str(path))
+        if not _matches(loaded):
+            return None, f"{path.name} was compiled for another version of qwenkit; install qwenkit again"
         loaded.qk_best_isa.restype = ctypes.c_int32
         loaded.qk_decode.restype = ctypes.c_int32
         loaded.qk_decode.argtypes = (
@@ -84,9 +88,27 @@ def _load() -> tuple[ctypes.CDLL | None, str]:
             ctypes.c_int32,
             ctypes.c_int32,
         )
+        loaded.qk_decode.errcheck = _raise_for  # type: ignore[assignment]  # ctypes knows no types of arguments
     except (OSError, AttributeError) as error:
         return None, f"{path.name} cannot be loaded ({error}); install qwenkit again"
     return loaded, ""
+
+
+def _matches(loaded: ctypes.CDLL) -> bool:
+    """Whether the library was compiled with the structs above: an older one would read wild addresses."""
+    if not hasattr(loaded, "qk_abi"):
+        return False
+    found = (ctypes.c_int64 * 4)()
+    loaded.qk_abi.argtypes, loaded.qk_abi.restype = (ctypes.POINTER(ctypes.c_int64),), None
+    loaded.qk_abi(found)
+    return list(found) == [_ABI_VERSION, *(ctypes.sizeof(struct) for struct in (Layer, Model, Sequence))]
+
+
+def _raise_for(status: int, _function: object, _arguments: object) -> int:
+    """Turns lack of memory into an exception; the other statuses are for the caller."""
+    if status == _NO_MEMORY:
+        raise MemoryError("no memory for one decode step; use a smaller batch or fewer threads")
+    return status
 
 
 def library() -> ctypes.CDLL | None:

@@ -58,6 +58,7 @@ class Sampler:
     def _penalised(self, logits: Array) -> Array:
         penalty = self.params.repetition_penalty or 1.0
         ids = np.fromiter(self._seen or (), dtype=np.int64)
+        ids = ids[ids < len(logits)]  # a prompt may hold ids of the padding, which are not offered
         out = logits.copy()
         out[ids] = np.where(logits[ids] > 0, logits[ids] / penalty, logits[ids] * penalty)
         return out
@@ -84,7 +85,9 @@ def candidates(logits: Array, params: SamplingParams) -> tuple[Array, Array]:
     """
     temperature = 1.0 if params.temperature is None else params.temperature
     # Below the smallest step a float32 division would overflow; there the choice is greedy anyway.
-    weights = np.exp((logits - logits.max()) / np.float32(max(temperature, _COLDEST)))  # (V,), the largest is 1
+    weights = np.exp(
+        (logits - logits.max()) / np.float32(max(temperature, _COLDEST))
+    )  # (V,), the largest is 1
     top_k, top_p = params.top_k or 0, 1.0 if params.top_p is None else params.top_p
     ids: Array | None = None
     if 0 < top_k < len(weights):

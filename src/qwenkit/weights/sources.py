@@ -100,6 +100,16 @@ def _fetch_remote(name: str, on_progress: Progress | None, force: bool) -> Path:
     return fetch_hub_model(wanted, on_progress=on_progress, force=force)
 
 
+def _holds_gguf(path: Path) -> bool:
+    try:
+        if not path.is_file():  # a pipe would wait for its writer
+            return False
+        with path.open("rb") as file:
+            return file.read(4) == b"GGUF"
+    except OSError:
+        return False
+
+
 def _find_local(name: str) -> Path | None:
     try:
         path = Path(name).expanduser()
@@ -109,7 +119,7 @@ def _find_local(name: str) -> Path | None:
         return None
     if path.is_dir():
         return _in_folder(path, name)
-    if path.suffix != ".gguf":
+    if path.suffix != ".gguf" and not _holds_gguf(path):
         raise SourceError(
             f"{name} is a file but not a .gguf; give a .gguf file, or the folder that holds config.json"
         )

@@ -177,7 +177,7 @@ def test_nothing_in_a_conversation_forges_a_special(
         tool = ToolSpec(name="w", description=t[5], parameters={t[5]: [t[5], {"enum": [t[5]]}]})
         return {"messages": messages, "tools": [tool]}
 
-    segments = template.render(**conversation(texts), note=texts[0])
+    segments = template.render(**conversation(texts), enable_thinking=texts[0])
     harmless = template.render(**conversation(["x"] * 6))
     assert _specials(tokenizer, segments, soft=True) == _specials(tokenizer, harmless, soft=True)
     assert texts[3] in _text(tokenizer, segments)
@@ -299,3 +299,10 @@ def test_a_template_of_its_own_for_tools(tokenizer: HfTokenizer) -> None:
     template = JinjaTemplate("plain", tokenizer, tool_source="with {{ tools | length }}")
     assert template.render([]) == ["plain"]
     assert template.render([], tools=[WEATHER]) == ["with 1"]
+
+
+def test_an_option_the_template_does_not_know_is_refused(smollm2_tokenizer: HfTokenizer) -> None:
+    template = JinjaTemplate("{{ messages[0].content }}{{ enable_thinking }}", smollm2_tokenizer)
+    assert template.render([Message("user", "a")], enable_thinking=False) == ["aFalse"]
+    with pytest.raises(TemplateError, match="no option thinking_budget"):
+        template.render([Message("user", "a")], thinking_budget=3)

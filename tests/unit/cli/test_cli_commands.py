@@ -219,3 +219,11 @@ def test_file_errors_are_told(line: str) -> None:
 
 def test_messages_come_in_the_chosen_language() -> None:
     assert run(make(texts=ZH)[1], "/his").text == "对话历史为空。"
+
+
+@pytest.mark.parametrize(
+    "line", ["/save ~nosuchuser/x", "/load ~nosuchuser/x", "/save a\0b", "/conf stop=" + "[" * 100_000 + "]"]
+)
+def test_what_python_itself_refuses_is_told(line: str) -> None:
+    _, commands = make()
+    assert run(commands, line).is_error

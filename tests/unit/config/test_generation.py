@@ -103,3 +103,19 @@ def test_stop_words() -> None:
 def test_impossible_values_name_the_file(raw: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match=r"generation_config\.json: "):
         from_generation_config(raw, {})
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        {"chat_format": "foo"},
+        {"stop_words_ids": [["a"]]},
+        {"stop_words_ids": "abc"},
+        {"stop_words_ids": [5]},
+        {"do_sample": True, "temperature": 10**400},
+    ],
+    ids=lambda raw: next(iter(raw)),
+)
+def test_values_of_the_wrong_kind(raw: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match=r"generation_config\.json"):
+        from_generation_config(raw, {})

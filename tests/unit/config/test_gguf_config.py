@@ -121,3 +121,13 @@ def test_unknown_architecture() -> None:
         UnsupportedModelError, match="'mamba' is not supported; qwenkit runs qwen, qwen2, qwen3, llama"
     ):
         from_gguf({"general.architecture": "mamba"}, tensor_names=frozenset())
+
+
+def test_a_missing_head_is_not_the_embedding_where_the_family_never_ties() -> None:
+    assert not read("qwen", ("blk.0.attn_qkv.bias",)).tie_embeddings
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_numbers_are_finite(value: float) -> None:
+    with pytest.raises(ConfigError, match="finite"):
+        read(**{"rope.freq_base": value})

@@ -372,3 +372,43 @@ def test_quantisation_notes(
 def test_the_quantised_cache_of_qwen1_is_not_passed_over_in_silence(caplog: pytest.LogCaptureFixture) -> None:
     from_hf(QWEN1 | {"use_cache_quantization": True})
     assert "use_cache_quantization" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"layer_types": 5}, "must be a list of 4 names"),
+        ({"layer_types": ["full_attention"] * 5}, "must be a list of 4 names"),
+        ({"layer_types": ["linear_attention"] * 4}, "'linear_attention' is not supported"),
+        ({"layer_types": [["a"]] * 4, "sliding_window": 8}, "is not supported"),
+        ({"layer_types": ["sliding_attention"] * 4}, "sliding_window is needed"),
+        ({"sliding_window": 0, "use_sliding_window": True, "max_window_layers": 0}, "at least 1 token"),
+        ({"rope_scaling": {"factor": 4.0}}, "add 'rope_type'"),
+        (
+            {"rope_parameters": {"full_attention": {"rope_type": "default", "rope_theta": 5.0}}},
+            "full_attention",
+        ),
+        (
+            {
+                "rope_parameters": {"rope_type": "default", "rope_theta": 1e6},
+                "rope_scaling": {"type": "yarn", "factor": 4.0},
+            },
+            "contradicts itself",
+        ),
+        ({"tie_word_embeddings": "false"}, "must be true or false"),
+        ({"mlp_bias": "no"}, "must be true or false"),
+    ],
+    ids=str,
+)
+def test_what_would_give_other_numbers_is_never_passed_over(changes: dict[str, Any], said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        small("LlamaForCausalLM", **changes)
+
+
+def test_json_that_cannot_be_read(tmp_path: Path) -> None:
+    (tmp_path / "digits.json").write_text('{"a": ' + "1" * 5000 + "}")
+    with pytest.raises(ConfigError, match="not valid JSON"):
+        read_json(tmp_path / "digits.json")
+    (tmp_path / "folder.json").mkdir()
+    with pytest.raises(ConfigError, match="cannot be read"):
+        read_json(tmp_path / "folder.json")

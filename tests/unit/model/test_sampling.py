@@ -164,3 +164,9 @@ def test_the_coldest_temperatures_pick_the_likeliest(temperature: float) -> None
     assert ids[0] == 1
     assert probs[0] == pytest.approx(1.0, abs=1e-4)
     assert np.isfinite(probs).all()
+
+
+def test_the_penalty_passes_over_prompt_ids_beyond_the_logits() -> None:
+    """A prompt of ids may hold padding of the embedding, for which logits are cut off."""
+    sampler = Sampler(SamplingParams(temperature=0.0, repetition_penalty=10.0), [1, 7, 3])
+    assert sampler.pick(torch.tensor([1.0, 3.0, 2.0])) == 2

@@ -362,3 +362,12 @@ def test_modelscope_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "modelscope", None)
     with pytest.raises(MissingExtraError, match=r"pip install 'qwenkit\[hub\]'"):
         sources.fetch("modelscope:qwen/Qwen-7B")
+
+
+def test_a_gguf_file_is_known_by_its_content(tmp_path: Path) -> None:
+    file = tmp_path / "model.bin"
+    file.write_bytes(b"GGUF" + bytes(20))
+    assert sources.fetch(str(file)) == file
+    file.write_bytes(b"other")
+    with pytest.raises(SourceError, match=r"not a \.gguf"):
+        sources.fetch(str(file))
