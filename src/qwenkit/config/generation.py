@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -9,6 +10,22 @@ from typing import Any
 from qwenkit.core.errors import ConfigError, InputError
 from qwenkit.core.types import SamplingParams
 
+_log = logging.getLogger("qwenkit")
+# Settings of transformers' generate that change the text, with the value at which they do nothing.
+_UNSUPPORTED: Mapping[str, Any] = {
+    "num_beams": 1,
+    "no_repeat_ngram_size": 0,
+    "bad_words_ids": [],
+    "suppress_tokens": [],
+    "begin_suppress_tokens": [],
+    "forced_bos_token_id": None,
+    "forced_eos_token_id": None,
+    "min_new_tokens": 0,
+    "typical_p": 1.0,
+    "epsilon_cutoff": 0.0,
+    "eta_cutoff": 0.0,
+    "penalty_alpha": 0.0,
+}
 GREEDY = SamplingParams(temperature=0.0, top_k=0, top_p=1.0, min_p=0.0, repetition_penalty=1.0)
 
 
@@ -31,7 +48,12 @@ def from_generation_config(raw: Mapping[str, Any], model_config: Mapping[str, An
     Raises:
         ConfigError: a value is of the wrong kind or impossible.
     """
+    for key, neutral in _UNSUPPORTED.items():
+        if raw.get(key, neutral) not in (None, neutral):
+            _log.warning("generation_config.json: %s=%r is not supported and has no effect", key, raw[key])
     sample = raw.get("do_sample", False)
+    if sample not in (None, True, False):
+        raise ConfigError(f"generation_config.json: do_sample={sample!r} must be true or false")
     eos = raw.get("eos_token_id", model_config.get("eos_token_id"))
     eos_ids = tuple(eos) if isinstance(eos, list) else () if eos is None else (eos,)
     stops = raw.get("stop_words_ids") or []

@@ -31,6 +31,11 @@ _FIXED = {
     "no_bias": (True,),
     "rope_interleaved": (False,),
     "partial_rotary_factor": (1, 1.0),
+    "use_mrope": (None, False),
+    **dict.fromkeys(("attn_logit_softcapping", "final_logit_softcapping"), (None,)),
+    **dict.fromkeys(
+        ("attention_multiplier", "embedding_multiplier", "logits_scaling", "residual_multiplier"), (None, 1.0)
+    ),
 }
 
 
@@ -149,7 +154,7 @@ def _build(raw: Mapping[str, Any], family: Family, values: Mapping[str, Any]) ->
     rope = _rope(raw, values, head_dim, train_length)
     return ModelConfig(
         **sizes,
-        num_kv_heads=num_heads if kv_heads is None else max(_whole("num_key_value_heads", kv_heads), 1),
+        num_kv_heads=num_heads if kv_heads is None else _whole("num_key_value_heads", kv_heads),
         head_dim=head_dim,
         ffn_size=ffn_size // family.ffn_divisor,
         norm_eps=_number("norm epsilon", values["norm_eps"]),

@@ -34,6 +34,10 @@ class RopeScaling:
             raise ConfigError(
                 f"rope scaling {self.kind!r} needs original_max_position_embeddings; add it to rope_scaling in config.json"
             )
+        if self.attention_factor is not None and self.attention_factor <= 0:
+            raise ConfigError(
+                f"rope scaling attention_factor={self.attention_factor:g} must be above 0; mend rope_scaling in config.json"
+            )
         if min(self.beta_fast, self.beta_slow) <= 0 or not 0 < self.low_freq_factor < self.high_freq_factor:
             raise ConfigError(
                 f"rope scaling {self.kind!r} needs beta_fast and beta_slow above 0 and low_freq_factor between 0 and "
@@ -58,6 +62,10 @@ class RopeConfig:
         if self.base <= 0 or self.dim <= 0 or self.dim % 2:
             raise ConfigError(
                 f"rotary embedding needs base > 0 and an even dim > 0, got base={self.base:g}, dim={self.dim}"
+            )
+        if self.scaling and self.scaling.kind == "yarn" and self.base <= 1:
+            raise ConfigError(
+                f"yarn needs a rotary base above 1, got {self.base:g}; mend rope_theta in config.json"
             )
         if self.freq_factors and len(self.freq_factors) != self.dim // 2:
             raise ConfigError(

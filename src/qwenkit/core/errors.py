@@ -2,7 +2,7 @@
 
 QwenkitError
 ├── InputError            an argument or a request that cannot be honoured (also a ValueError)
-│   └── PromptTooLongError    prompt (and reply) do not fit the context
+│   └── PromptTooLongError    the prompt leaves no room for a reply in the context
 ├── ConfigError           config.json or GGUF metadata: key missing, wrong or contradictory
 │   └── UnsupportedModelError     an architecture or feature this version does not run
 ├── CheckpointError       weight files: missing, truncated, malformed, wrong shapes, unsafe pickle
@@ -43,7 +43,7 @@ class InputError(QwenkitError, ValueError):
 
 
 class PromptTooLongError(InputError):
-    """The prompt, or the prompt with the reply asked for, does not fit the model's context."""
+    """The prompt leaves no room for a reply in the model's context."""
 
 
 class ConfigError(QwenkitError):

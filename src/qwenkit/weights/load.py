@@ -101,8 +101,8 @@ def _open_gguf(path: Path) -> Checkpoint:
             file.read("rope_freqs.weight", values)
             factors = values.tolist()
         family, config = from_gguf(file.metadata, tensor_names=frozenset(file.tensors), freq_factors=factors)
-        eos = file.metadata.get("tokenizer.ggml.eos_token_id")
-        generation = from_generation_config({} if eos is None else {"eos_token_id": eos}, {})
+        ends = [file.metadata.get(f"tokenizer.ggml.{kind}_token_id") for kind in ("eos", "eot")]
+        generation = from_generation_config({"eos_token_id": [i for i in ends if i is not None]}, {})
     except BaseException:
         file.close()
         raise

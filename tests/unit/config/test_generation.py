@@ -119,3 +119,15 @@ def test_impossible_values_name_the_file(raw: dict[str, Any]) -> None:
 def test_values_of_the_wrong_kind(raw: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match=r"generation_config\.json"):
         from_generation_config(raw, {})
+
+
+def test_settings_without_effect_are_named(caplog: pytest.LogCaptureFixture) -> None:
+    from_generation_config(
+        {"num_beams": 4, "no_repeat_ngram_size": 3, "typical_p": 1.0, "min_new_tokens": None}, {}
+    )
+    assert "num_beams=4" in caplog.text
+    assert "no_repeat_ngram_size=3" in caplog.text
+    assert "typical_p" not in caplog.text
+    assert "min_new_tokens" not in caplog.text
+    with pytest.raises(ConfigError, match="do_sample='false'"):
+        from_generation_config({"do_sample": "false"}, {})

@@ -412,3 +412,9 @@ def test_json_that_cannot_be_read(tmp_path: Path) -> None:
     (tmp_path / "folder.json").mkdir()
     with pytest.raises(ConfigError, match="cannot be read"):
         read_json(tmp_path / "folder.json")
+
+
+@pytest.mark.parametrize("key", ["final_logit_softcapping", "residual_multiplier", "use_mrope"])
+def test_settings_that_would_change_the_network_are_refused(key: str) -> None:
+    with pytest.raises(UnsupportedModelError, match=key):
+        from_hf(QWEN1 | {key: 0.5})
