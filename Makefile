@@ -37,7 +37,7 @@ check: .venv/.test test-data
 test-data: .venv/.test
 	@$(BIN)/python scripts/fetch_test_data.py
 
-.venv/.core: pyproject.toml constraints.txt
+.venv/.core: pyproject.toml setup.py constraints.txt $(wildcard csrc/*)
 	@echo "Installing into .venv (once; a few minutes on a slow line) ..."
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "qwenkit needs Python 3.10 or later, this is " + sys.version.split()[0])'
 	@[ -x $(BIN)/python ] || $(PYTHON) -m venv .venv

@@ -19,7 +19,6 @@ _log = logging.getLogger("qwenkit")
 _ISAS = ("portable", "avx2", "avx512")  # in the order of QkIsa
 _ABI_VERSION = 1  # QK_ABI_VERSION of csrc/native.h
 _NO_MEMORY = 2  # of QkStatus
-MAX_ROTARY = 1024
 MAX_THREADS = 256
 
 _pointer = ctypes.c_void_p

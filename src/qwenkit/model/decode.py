@@ -72,7 +72,8 @@ class NativeDecoder:
             return None
         assert isinstance(tensor, Tensor)
         assert tensor.is_contiguous()
-        self._kept.append(tensor)
+        # Detached, so that moving the network elsewhere does not free what the C structs point to.
+        self._kept.append(tensor.detach())
         return tensor.data_ptr()
 
     def step(self, token_ids: Sequence[int], caches: Sequence[DenseCache]) -> Tensor:
@@ -122,7 +123,7 @@ class NativeDecoder:
 
 def native_decoder(model: Transformer) -> NativeDecoder | None:
     """The native decode step of ``model``, or None where it cannot be used (GPU, no compiled kernels, float64)."""
-    if model.device.type != "cpu" or model.dtype not in _TYPES or model.config.rope.dim > native.MAX_ROTARY:
+    if model.device.type != "cpu" or model.dtype not in _TYPES:
         return None
     library = native.library()
     return None if library is None else NativeDecoder(model, library)
