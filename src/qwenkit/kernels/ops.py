@@ -16,8 +16,8 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     The result is cast to the type of ``x`` before the weight multiplies it, as in the released Qwen code.
     """
     h = x.float()
-    h = h * torch.rsqrt(h.pow(2).mean(-1, keepdim=True) + eps)
-    return h.to(x.dtype) * weight
+    h = h * torch.rsqrt(h.square().mean(-1, keepdim=True).add_(eps))
+    return h.to(x.dtype).mul_(weight)  # h is ours to change: the product made it
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -38,7 +38,7 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 def swiglu(gate_up: Tensor) -> Tensor:
     """silu(gate) * up of (N, 2 F) -> (N, F) (arXiv:2002.05202)."""
     gate, up = gate_up.chunk(2, dim=-1)
-    return F.silu(gate) * up
+    return F.silu(gate).mul_(up)
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, start: int, window: int | None) -> Tensor:

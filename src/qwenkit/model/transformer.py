@@ -121,11 +121,11 @@ class Layer(nn.Module):
         self.ffn_norm = RMSNorm(config.hidden_size, config.norm_eps)
         self.ffn = FeedForward(config)
 
-    def forward(self, x: Tensor, meta: AttentionInput) -> Tensor:
-        """(N, D) -> (N, D)"""
+    def forward(self, x: Tensor, meta: AttentionInput, rows: Tensor | None = None) -> Tensor:
+        """(N, D) -> (N, D), or (len(rows), D) when only these rows are wanted."""
         x = x + self.attn(self.attn_norm(x), meta)
-        out: Tensor = x + self.ffn(self.ffn_norm(x))
-        return out
+        x = x if rows is None else x[rows]
+        return x.add_(self.ffn(self.ffn_norm(x)))  # in place: the sum above made x
 
 
 class Transformer(nn.Module):
@@ -173,11 +173,12 @@ class Transformer(nn.Module):
         self._check(token_ids, spans)
         x = self.embed(token_ids)  # (N, D)
         meta = self._attention_input(spans)
-        for layer in self.layers:
+        for layer in self.layers[:-1]:
             x = layer(x, meta)
+        x = self.layers[-1](x, meta, rows)
         for span in spans:
             span.cache.advance(span.count)
-        logits: Tensor = self.head(self.norm(x if rows is None else x[rows]))
+        logits: Tensor = self.head(self.norm(x))
         return logits
 
     def _check(self, token_ids: Tensor, spans: Sequence[Span]) -> None:

@@ -22,7 +22,7 @@ from qwenkit.weights.files import TensorInfo, read_exactly
 
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 _STRING, _ARRAY = 8, 9
-_CHUNK_ELEMENTS = 2**17  # the reference dequantisers need several times the piece for intermediate results
+_CHUNK_ELEMENTS = 2**16  # the reference dequantisers need several times the piece for intermediate results
 _PLAIN = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "F64": torch.float64}
 
 
