@@ -10,6 +10,16 @@ from qwenkit.config.families import Family, family_of_gguf
 from qwenkit.config.model import ModelConfig, RopeConfig, RopeScaling
 from qwenkit.core.errors import ConfigError, UnsupportedModelError
 
+# Settings that change the network, with the values at which they do nothing; any other would give wrong numbers.
+_NEUTRAL: Mapping[str, tuple[float, ...]] = {
+    "rope.scaling.attn_factor": (0, 1),
+    "rope.scaling.yarn_attn_factor": (0, 1),
+    "rope.scaling.yarn_ext_factor": (-1, 0, 1),
+    "rope.scaling.yarn_log_multiplier": (0,),
+    "rope.scaling.yarn_beta_fast": (32,),
+    "rope.scaling.yarn_beta_slow": (1,),
+}
+
 
 def from_gguf(
     metadata: Mapping[str, Any], *, tensor_names: frozenset[str], freq_factors: Sequence[float] = ()
@@ -35,6 +45,7 @@ def from_gguf(
     if reader.whole("attention.value_length", head_dim) != head_dim:
         raise UnsupportedModelError("GGUF: key and value heads of different width are not supported")
     context = reader.whole("context_length")
+    _refuse_what_is_not_read(reader, context)
     base = reader.number("rope.freq_base", 10000.0)
     # GGUF keeps neither the training length of Qwen v1 nor its NTK and LogN switches; the released shapes tell.
     # The 72B model is told by its base: it was trained long and has both switches off.
@@ -66,6 +77,21 @@ def from_gguf(
         logn_length=ntk,
         dtype="gguf",
     )
+
+
+def _refuse_what_is_not_read(reader: _Reader, context: int) -> None:
+    for key, neutral in _NEUTRAL.items():
+        if reader.has(key) and reader.number(key) not in neutral:
+            raise UnsupportedModelError(f"GGUF: {key}={reader.number(key):g} is not supported")
+    if reader.has("attention.sliding_window"):
+        window = reader.whole("attention.sliding_window")
+        if 0 < window < context:
+            raise UnsupportedModelError(
+                f"GGUF: attention.sliding_window={window} below the context of {context} is not supported; "
+                "use the model's Hugging Face folder"
+            )
+    if not reader.has("rope.scaling.type") and reader.number("rope.scaling.factor", 1.0) not in (0, 1):
+        raise UnsupportedModelError("GGUF: rope.scaling.factor without rope.scaling.type is not supported")
 
 
 def _scaling(reader: _Reader, context: int) -> RopeScaling | None:

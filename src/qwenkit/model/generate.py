@@ -245,7 +245,8 @@ def explain_nonfinite(model: Transformer, token_ids: Sequence[int]) -> str:
 
             handles.append(module.register_forward_hook(look))
     try:
-        all_logits(model, token_ids)
+        # In chunks and for the last position alone: the logits of a long text would not fit memory.
+        prefill(model, token_ids, new_cache(model, len(token_ids)), chunk=512)
     finally:
         for handle in handles:
             handle.remove()

@@ -131,3 +131,18 @@ def test_a_missing_head_is_not_the_embedding_where_the_family_never_ties() -> No
 def test_numbers_are_finite(value: float) -> None:
     with pytest.raises(ConfigError, match="finite"):
         read(**{"rope.freq_base": value})
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "neutral"),
+    [
+        ("rope.scaling.attn_factor", 0.5, 1.0),
+        ("rope.scaling.yarn_beta_fast", 16.0, 32.0),
+        ("rope.scaling.factor", 4.0, 1.0),
+        ("attention.sliding_window", 128, 512),
+    ],
+)
+def test_settings_that_are_not_read_must_be_neutral(key: str, value: float, neutral: float) -> None:
+    with pytest.raises(UnsupportedModelError, match=key):
+        read(**{key: value})
+    assert read(**{key: neutral}) == read()
