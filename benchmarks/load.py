@@ -22,7 +22,7 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 _LOAD = """
 import resource, sys
-import torch, qwenkit.backends.local
+import torch, qwenkit.backends.opening
 peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 before = peak()
 from qwenkit import LLM

@@ -4,16 +4,18 @@
 #include <cstdint>
 
 // Count up with every change of what follows, so that Python refuses a library that was compiled before it.
-#define QK_ABI_VERSION 1
+#define QK_ABI_VERSION 2
 #define QK_API __attribute__((visibility("default")))
 
 extern "C" {
 
-// Type of weights and cached keys and values.
+// Type of weights and, unless they are quantised, of cached keys and values.
 enum QkType : int32_t { QK_F32 = 0, QK_BF16 = 1, QK_F16 = 2 };
 
-// Instruction sets a step can be run with.
-enum QkIsa : int32_t { QK_PORTABLE = 0, QK_AVX2 = 1, QK_AVX512 = 2 };
+// Instruction sets. QK_AMX differs from QK_AVX512 only for bfloat16 models with a head width divisible by 32.
+enum QkIsa : int32_t { QK_PORTABLE = 0, QK_AVX2 = 1, QK_AVX512 = 2, QK_AMX = 3 };
+
+enum : int32_t { QK_PAGE = 32 };  // tokens in a page of the cache
 
 struct QkLayer {
   const void *attn_norm, *qkv_weight, *qkv_bias, *q_norm, *k_norm, *out_weight, *out_bias;
@@ -28,23 +30,55 @@ struct QkModel {
   const QkLayer *layer;
 };
 
-struct QkSequence {
-  void *keys, *values;  // (layers, kv_heads, capacity, head_dim)
-  int64_t capacity, length;  // length: tokens stored before this step
-  const float *cos, *sin;  // (rotary): angles twice, the first half of sin negated
-  float query_scale;
+// Pages of keys and values, all sequences'. Page p, layer l, key head j is block number (p * layers + l) * kv_heads + j.
+// A block holds QK_PAGE tokens (t) of head_dim numbers (i):
+//   F32, F16   keys (i, t)           values (t, i)           in the model's type
+//   BF16       keys (i / 2, t, i % 2)   values (t / 2, i, t % 2)   so that pairs along the sums lie together
+//              (an odd head_dim counts as the next even one in these keys)
+//   int8       keys (i, t)           values (t, i)           uint8; the number is scale * (byte - zero)
+// and for int8 one bfloat16 scale and one uint8 zero per token: key_scale, value_scale, key_zero, value_zero (block, t).
+struct QkPool {
+  void *keys, *values;
+  uint16_t *key_scale, *value_scale;
+  uint8_t *key_zero, *value_zero;
+  int32_t int8;
+};
+
+// y += b (a x) on one linear layer; a (rank, in), b (out, rank) in the model's type, the LoRA scale folded into b.
+// rank 0: none. For fused layers (qkv, gate_up) a holds the parts' rows one after the other, b is block-diagonal.
+struct QkLora {
+  int32_t rank;
+  const void *a, *b;
+};
+
+struct QkAdapter {
+  const QkLora *lora;  // (layers, 4): qkv, out, gate_up, down
+  const void *embed, *head;  // replace the model's; null: as the model
+};
+
+// New tokens of one sequence.
+struct QkSpan {
+  const int32_t *pages;  // page numbers of the sequence, with room for length + count tokens
+  int64_t length, count;  // tokens stored before, tokens new
+  const float *cos, *sin;  // (count, rotary): angles twice, the first half of sin negated
+  const float *query_scale;  // (count); null: 1
+  const QkAdapter *adapter;  // null: none
 };
 
 enum QkStatus : int32_t { QK_DONE = 0, QK_NO_ISA = 1, QK_NO_MEMORY = 2 };
 
-// QK_ABI_VERSION and the sizes of QkLayer, QkModel and QkSequence, for Python to compare before anything else.
-QK_API void qk_abi(int64_t out[4]);
+// QK_ABI_VERSION and the sizes of QkLayer, QkModel, QkPool, QkLora, QkAdapter and QkSpan, for Python to compare first.
+QK_API void qk_abi(int64_t out[7]);
 
-// The fastest instruction set of this CPU.
+// The fastest instruction set of this CPU (AMX only once the system has permitted its registers).
 QK_API int32_t qk_best_isa();
 
-// One token for each of `batch` sequences: stores its keys and values, writes (batch, vocab) logits.
-// Returns a QkStatus: QK_NO_ISA for an instruction set this CPU does not have; nothing was stored unless QK_DONE.
-QK_API int32_t qk_decode(const QkModel *model, int32_t batch, const int64_t *tokens, const QkSequence *sequences,
-                         float *logits, int32_t threads, int32_t isa);
+// Runs the new tokens of all spans (their tokens one after the other), stores keys and values, and writes for each of
+// `num_rows` positions (numbers into the flat row of tokens) logits (num_rows, vocab), or with `hidden` not 0 the
+// output of the last norm (num_rows, hidden). A row's numbers depend on its own sequence alone: neither on the other
+// spans, nor on how a sequence is cut into calls, nor on the number of threads.
+// Returns a QkStatus; nothing was stored unless QK_DONE.
+QK_API int32_t qk_forward(const QkModel *model, const QkPool *pool, int32_t num_spans, const QkSpan *spans,
+                          const int64_t *tokens, int32_t num_rows, const int64_t *rows, float *out, int32_t hidden,
+                          int32_t threads, int32_t isa);
 }

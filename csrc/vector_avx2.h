@@ -7,6 +7,9 @@
 namespace qk {
 namespace {
 
+// How many accumulators fit: rows of weights by activation rows, and any for attention.
+constexpr int kTileRows = 2, kTileTokens = 2, kAccumulators = 4;
+
 struct Vec {
   __m256 lo, hi;
 };
@@ -26,7 +29,19 @@ inline __m256 widen_f16(const uint16_t *p) {
 }
 inline Vec load_bf16(const uint16_t *p) { return {widen_bf16(p), widen_bf16(p + 8)}; }
 inline Vec load_f16(const uint16_t *p) { return {widen_f16(p), widen_f16(p + 8)}; }
+inline void load_pairs(const uint16_t *p, Vec &even, Vec &odd) {
+  const __m256i lo = _mm256_loadu_si256(reinterpret_cast<const __m256i *>(p));
+  const __m256i hi = _mm256_loadu_si256(reinterpret_cast<const __m256i *>(p + 16));
+  const __m256i upper = _mm256_set1_epi32(static_cast<int>(0xffff0000));
+  even = {_mm256_castsi256_ps(_mm256_slli_epi32(lo, 16)), _mm256_castsi256_ps(_mm256_slli_epi32(hi, 16))};
+  odd = {_mm256_castsi256_ps(_mm256_and_si256(lo, upper)), _mm256_castsi256_ps(_mm256_and_si256(hi, upper))};
+}
+inline __m256 widen_u8(const uint8_t *p) {
+  return _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i *>(p))));
+}
+inline Vec load_u8(const uint8_t *p) { return {widen_u8(p), widen_u8(p + 8)}; }
 inline Vec add(Vec a, Vec b) { return {_mm256_add_ps(a.lo, b.lo), _mm256_add_ps(a.hi, b.hi)}; }
+inline Vec sub(Vec a, Vec b) { return {_mm256_sub_ps(a.lo, b.lo), _mm256_sub_ps(a.hi, b.hi)}; }
 inline Vec mul(Vec a, Vec b) { return {_mm256_mul_ps(a.lo, b.lo), _mm256_mul_ps(a.hi, b.hi)}; }
 inline Vec div(Vec a, Vec b) { return {_mm256_div_ps(a.lo, b.lo), _mm256_div_ps(a.hi, b.hi)}; }
 inline Vec fma(Vec a, Vec b, Vec c) {

@@ -7,6 +7,9 @@
 namespace qk {
 namespace {
 
+// How many accumulators fit: rows of weights by activation rows, and any for attention.
+constexpr int kTileRows = 6, kTileTokens = 4, kAccumulators = 16;
+
 struct Vec {
   __m512 r;
 };
@@ -19,7 +22,16 @@ inline Vec load_bf16(const uint16_t *p) {
   return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(load_words(p)), 16))};
 }
 inline Vec load_f16(const uint16_t *p) { return {_mm512_cvtph_ps(load_words(p))}; }
+inline void load_pairs(const uint16_t *p, Vec &even, Vec &odd) {
+  const __m512i raw = _mm512_loadu_si512(p);
+  even = {_mm512_castsi512_ps(_mm512_slli_epi32(raw, 16))};
+  odd = {_mm512_castsi512_ps(_mm512_and_si512(raw, _mm512_set1_epi32(static_cast<int>(0xffff0000))))};
+}
+inline Vec load_u8(const uint8_t *p) {
+  return {_mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i *>(p))))};
+}
 inline Vec add(Vec a, Vec b) { return {_mm512_add_ps(a.r, b.r)}; }
+inline Vec sub(Vec a, Vec b) { return {_mm512_sub_ps(a.r, b.r)}; }
 inline Vec mul(Vec a, Vec b) { return {_mm512_mul_ps(a.r, b.r)}; }
 inline Vec div(Vec a, Vec b) { return {_mm512_div_ps(a.r, b.r)}; }
 inline Vec fma(Vec a, Vec b, Vec c) { return {_mm512_fmadd_ps(a.r, b.r, c.r)}; }

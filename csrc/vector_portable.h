@@ -8,6 +8,9 @@
 namespace qk {
 namespace {
 
+// How many accumulators fit: rows of weights by activation rows, and any for attention.
+constexpr int kTileRows = 2, kTileTokens = 2, kAccumulators = 4;
+
 struct Vec {
   float lane[16];
 };
@@ -40,7 +43,14 @@ inline Vec load_bf16(const uint16_t *p) {
   return each([=](int i) { return bits_to_float(static_cast<uint32_t>(p[i]) << 16); });
 }
 inline Vec load_f16(const uint16_t *p) { return each([=](int i) { return half_to_float(p[i]); }); }
+// Two numbers of each lane that lie together.
+inline void load_pairs(const uint16_t *p, Vec &even, Vec &odd) {
+  even = each([=](int i) { return bits_to_float(static_cast<uint32_t>(p[2 * i]) << 16); });
+  odd = each([=](int i) { return bits_to_float(static_cast<uint32_t>(p[2 * i + 1]) << 16); });
+}
+inline Vec load_u8(const uint8_t *p) { return each([=](int i) { return static_cast<float>(p[i]); }); }
 inline Vec add(Vec a, Vec b) { return each([&](int i) { return a.lane[i] + b.lane[i]; }); }
+inline Vec sub(Vec a, Vec b) { return each([&](int i) { return a.lane[i] - b.lane[i]; }); }
 inline Vec mul(Vec a, Vec b) { return each([&](int i) { return a.lane[i] * b.lane[i]; }); }
 inline Vec div(Vec a, Vec b) { return each([&](int i) { return a.lane[i] / b.lane[i]; }); }
 inline Vec fma(Vec a, Vec b, Vec c) { return each([&](int i) { return std::fma(a.lane[i], b.lane[i], c.lane[i]); }); }

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,9 @@ MODEL is a folder with config.json, a .gguf file, a built-in name (`smollm2-135m
 |---|---|
 | `QWENKIT_CACHE` | where built-in models are kept (else `qwenkit` in `XDG_CACHE_HOME` or `~/.cache`) |
 | `QWENKIT_HOME` | where the history of the chat is kept (else `qwenkit` in `XDG_DATA_HOME` or `~/.local/share`) |
+| `QWENKIT_API_KEY` | key that is sent to a server (else `OPENAI_API_KEY`) |
 | `QWENKIT_ISA` | instruction set of the CPU kernels: avx512, avx2, portable, or reference for plain torch |
+| `QWENKIT_API_KEYS` | keys that `qwenkit serve` accepts, between commas |
 | `HF_HOME`, `HF_TOKEN`, `HF_HUB_OFFLINE` | as everywhere with the Hugging Face hub |
 """
 
@@ -41,7 +44,16 @@ MODEL is a folder with config.json, a .gguf file, a built-in name (`smollm2-135m
 def render() -> str:
     """The whole page."""
     group: Any = typer.main.get_command(app)
-    return "\n".join([HEAD, *(_command(name, command) for name, command in group.commands.items())])
+    return "\n".join([HEAD, *(_command(name, command) for name, command in _flat(group))])
+
+
+def _flat(group: Any, before: str = "") -> Iterator[tuple[str, Any]]:
+    """Every command with its whole name; those of a group after one another."""
+    for name, command in group.commands.items():
+        if hasattr(command, "commands"):
+            yield from _flat(command, f"{before}{name} ")
+        else:
+            yield f"{before}{name}", command
 
 
 def _command(name: str, command: Any) -> str:

@@ -56,8 +56,14 @@ class LLM:
         device: auto, cpu, cuda or cuda:N.
         dtype: auto, bfloat16, float16 or float32; auto is bfloat16 where the hardware computes in it.
         max_context: most tokens of prompt and reply together; None: what the model was made for.
-        max_batch_size: sequences decoded at once.
-        prefill_chunk: tokens of a prompt read at once.
+        max_batch_size: sequences computed together.
+        prefill_chunk: tokens computed in one step; long prompts are read in pieces of this size.
+        kv_cache: auto stores keys and values in the model's dtype; int8 takes half the memory of bfloat16.
+        cache_memory: bytes of the key-value cache; None: what max_batch_size whole contexts take, at most 40 % of
+            the free memory.
+        prefix_caching: find beginnings of prompts that were read before.
+        deterministic: True insists on results that do not depend on the batch; None: where that costs nothing,
+            which is on every CPU with compiled kernels.
         windows: attention window of each layer, None for full; None: as the checkpoint says.
         num_threads: CPU threads; None: as torch chooses.
         on_progress: called with (bytes loaded, bytes in all) while weights load.
@@ -73,13 +79,18 @@ class LLM:
         device: str = "auto",
         dtype: str = "auto",
         max_context: int | None = None,
-        max_batch_size: int = 16,
+        max_batch_size: int = 64,
         prefill_chunk: int = 512,
+        kv_cache: str = "auto",
+        cache_memory: int | None = None,
+        prefix_caching: bool = True,
+        deterministic: bool | None = None,
         windows: Sequence[int | None] | None = None,
         num_threads: int | None = None,
         on_progress: Callable[[int, int], None] | None = None,
     ) -> None:
-        from qwenkit.backends.local import LocalOptions, open_local
+        from qwenkit.backends.opening import open_local
+        from qwenkit.backends.options import LocalOptions
 
         options = LocalOptions(
             device=device,
@@ -87,6 +98,10 @@ class LLM:
             max_context=max_context,
             max_batch_size=max_batch_size,
             prefill_chunk=prefill_chunk,
+            kv_cache=kv_cache,
+            cache_memory=cache_memory,
+            prefix_caching=prefix_caching,
+            deterministic=deterministic,
             windows=None if windows is None else tuple(windows),
             num_threads=num_threads,
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -33,6 +34,13 @@ def environment(smollm2_gguf: Path) -> dict[str, str]:
     return {**os.environ, "PATH": f"{scripts}:{os.environ.get('PATH', '')}", "PYTHONIOENCODING": "utf-8"}
 
 
+def on_a_free_port(script: str) -> str:
+    """The example, on a port that nobody has."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return script.replace("8000", str(probe.getsockname()[1]))
+
+
 def run(command: list[str], environment: dict[str, str]) -> str:
     done = subprocess.run(
         command,
@@ -49,7 +57,7 @@ def run(command: list[str], environment: dict[str, str]) -> str:
 
 @pytest.mark.parametrize(("script", "shown"), examples())
 def test_shell_examples(script: str, shown: str, environment: dict[str, str]) -> None:
-    output = run(["bash", "-euo", "pipefail", "-c", script], environment)
+    output = run(["bash", "-euo", "pipefail", "-c", on_a_free_port(script)], environment)
     assert output.strip()
     at = 0
     for line in shown.splitlines():

@@ -1,180 +1,216 @@
-"""The native decode step against the plain network, over random shapes, types, instruction sets and batches."""
+"""The native forward against the plain network, over random shapes, types, caches, adapters and ragged batches.
+
+Every result must have the same bits whatever else is in a call, however a sequence is cut, wherever its pages are, on
+any number of threads and with any instruction set (but AMX, which adds in an order of its own).
+"""
 
 from __future__ import annotations
 
-import ctypes
-import importlib.machinery
-import os
-import shutil
-import subprocess
 import threading
-from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 
-from qwenkit.cache.dense import DenseCache
+from qwenkit.cache.paged import PagedCache
 from qwenkit.config.model import ModelConfig, RopeConfig
 from qwenkit.kernels import native
-from qwenkit.layers.rope import ntk_alpha
-from qwenkit.model.decode import NativeDecoder, native_decoder
+from qwenkit.model.step import NativeForward
 from qwenkit.model.transformer import Span, Transformer
-from tests.support.models import CPU
+from tests.support.native_runs import (
+    BASE,
+    SHAPES,
+    alpha_of,
+    assert_near,
+    exact_logits,
+    make_adapter,
+    make_model,
+    make_pool,
+    native_run,
+    plain_logits,
+)
 
 pytestmark = pytest.mark.skipif(native.library() is None, reason="the native kernels are not compiled")
 
-BASE: dict[str, Any] = {
-    "vocab_size": 97,
-    "hidden_size": 48,
-    "num_layers": 2,
-    "num_heads": 4,
-    "num_kv_heads": 4,
-    "head_dim": 16,
-    "ffn_size": 80,
-    "norm_eps": 1e-6,
-    "context_length": 256,
-    "rope": RopeConfig(base=10000.0, dim=16),
-}
-SHAPES: dict[str, dict[str, Any]] = {
-    "plain": {},
-    "grouped and tied": {"num_kv_heads": 2, "tie_embeddings": True},
-    "odd sizes": {
-        "hidden_size": 37,
-        "ffn_size": 53,
-        "head_dim": 10,
-        "rope": RopeConfig(base=1e4, dim=10),
-        "vocab_size": 13,
-    },
-    "tiny heads": {"num_heads": 6, "num_kv_heads": 1, "head_dim": 2, "rope": RopeConfig(base=1e4, dim=2)},
-    "wide heads": {"head_dim": 144, "rope": RopeConfig(base=1e4, dim=100)},
-    "biases": {"qkv_bias": True, "out_bias": True, "mlp_bias": True},
-    "query and key norm": {"qk_norm": True, "head_dim": 24, "rope": RopeConfig(base=1e6, dim=24)},
-    "partial rotation": {"rope": RopeConfig(base=10000.0, dim=6)},
-    "windows": {"windows": (5, None)},
-    "ntk and logn": {"rope": RopeConfig(base=10000.0, dim=16, ntk_length=8), "logn_length": 8},
-    "one head": {"num_heads": 1, "num_kv_heads": 1, "hidden_size": 16},
-    "wider than a piece": {"hidden_size": 300, "ffn_size": 1100, "vocab_size": 1001},
-}
-TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 2e-2, torch.float16: 2e-3}
+TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 5e-3, torch.float16: 1e-3}
 TYPES = [torch.float32, torch.bfloat16, torch.float16]
-PROMPTS = [7, 1, 30, 12, 9]
 
 
-def _model(shape: str, dtype: torch.dtype) -> Transformer:
-    config = ModelConfig(**BASE | SHAPES[shape])
-    torch.manual_seed(len(shape))
-    model = Transformer(config)
-    for name, weight in model.named_parameters():
-        torch.nn.init.normal_(weight, mean=1.0 if "norm" in name else 0.0, std=0.15)
-    return model.to(dtype).eval().requires_grad_(False)
+@pytest.fixture(autouse=True)
+def _without_amx(monkeypatch: pytest.MonkeyPatch) -> None:
+    if native.isa_name() == "amx":
+        monkeypatch.setenv("QWENKIT_ISA", "avx512")
 
 
-def _caches(model: Transformer, dtype: torch.dtype, prompts: list[int] = PROMPTS) -> list[DenseCache]:
-    """Caches that hold random prompts of these lengths, the same for every call."""
-    caches = []
-    generator = torch.Generator().manual_seed(1)
-    for length in prompts:
-        alpha = ntk_alpha(length, model.config.rope.ntk_length)
-        cache = DenseCache(model.config, dtype=dtype, device=CPU, capacity=length + 1, alpha=alpha)
-        ids = torch.randint(0, model.config.vocab_size, (length,), generator=generator)
-        with torch.inference_mode():
-            model(ids, [Span(cache, length)])
-        caches.append(cache)
-    return caches
-
-
-def _steps(decoder: NativeDecoder, caches: list[DenseCache], count: int = 4) -> torch.Tensor:
-    return torch.stack(
-        [decoder.step([(7 * i + j) % 13 for j in range(len(caches))], caches) for i in range(count)]
-    )
-
-
-def _decoder(model: Transformer) -> NativeDecoder:
-    decoder = native_decoder(model)
-    assert decoder is not None
-    return decoder
+RAGGED: dict[int, list[int]] = {0: [3, 4, 1], 1: [1], 2: [31, 2, 17, 1], 3: [5, 9], 4: [33, 1]}
 
 
 @pytest.mark.parametrize("dtype", TYPES)
 @pytest.mark.parametrize("shape", list(SHAPES))
 def test_equals_the_plain_network_in_float32(shape: str, dtype: torch.dtype) -> None:
-    """Half-precision weights are compared with the plain network computing in float32 on the same values."""
-    model = _model(shape, dtype)
-    got = _steps(_decoder(model), _caches(model, dtype))
-    exact = _model(shape, dtype).float()
-    caches = _caches(model, dtype)
-    wide = [_widened(exact, cache) for cache in caches]
-    for i in range(4):
-        ids = torch.tensor([(7 * i + j) % 13 for j in range(len(wide))])
-        with torch.inference_mode():
-            expected = exact(ids, [Span(cache, 1) for cache in wide])
-        scale = float(expected.abs().max())
-        torch.testing.assert_close(got[i] / scale, expected / scale, atol=TOLERANCE[dtype], rtol=0)
+    model = make_model(shape, dtype)
+    got = native_run(model, list(RAGGED)).read({row: list(sizes) for row, sizes in RAGGED.items()})
+    for row, logits in got.items():
+        assert_near(logits, exact_logits(shape, dtype, row), TOLERANCE[dtype])
 
 
-def _widened(model: Transformer, cache: DenseCache) -> DenseCache:
-    """A float32 cache with the same contents."""
-    wide = DenseCache(
-        model.config, dtype=torch.float32, device=CPU, capacity=cache.length + 8, alpha=cache.alpha
-    )
-    for layer in range(model.config.num_layers):
-        keys, values = (t[layer, :, : cache.length].float().transpose(0, 1) for t in cache.reserve(0))
-        wide.update(layer, keys, values)
-    wide.advance(cache.length)
-    return wide
-
-
-@pytest.mark.parametrize("shape", ["grouped and tied", "odd sizes", "ntk and logn", "wider than a piece"])
+@pytest.mark.parametrize("int8", [False, True])
 @pytest.mark.parametrize("dtype", TYPES)
-def test_a_sequence_gets_the_same_bits_in_every_batch(shape: str, dtype: torch.dtype) -> None:
-    model = _model(shape, dtype)
-    decoder = _decoder(model)
-    together = _steps(decoder, _caches(model, dtype, PROMPTS * 4))
-    alone = _caches(model, dtype, PROMPTS * 4)
-    for row in (0, 3, 6, 11, 19):
-        expected = torch.cat([decoder.step([(7 * i + row) % 13], [alone[row]]) for i in range(4)])
-        assert torch.equal(together[:, row], expected)
+@pytest.mark.parametrize("shape", list(SHAPES))
+def test_the_bits_depend_on_the_sequence_alone(shape: str, dtype: torch.dtype, int8: bool) -> None:
+    """Cuts, neighbours, places of pages and what was in them before."""
+    model = make_model(shape, dtype)
+    rows = [*range(5), *range(5, 25, 4)]
+    expected = {}
+    for row in rows[:5]:
+        expected |= native_run(model, [row], int8=int8).read({row: [1]})
+    ragged = {row: list(RAGGED[row % 5]) for row in rows}
+    got = native_run(model, rows, int8=int8, poison=True).read(ragged)
+    together = native_run(model, rows, int8=int8, poison=True).at_once()
+    for row in rows[:5]:
+        assert torch.equal(got[row], expected[row]), row
+    for row in rows:
+        assert torch.equal(got[row], together[row]), row
 
 
+@pytest.mark.parametrize("int8", [False, True])
 @pytest.mark.parametrize("shape", list(SHAPES))
 @pytest.mark.parametrize("dtype", TYPES)
 def test_instruction_sets_give_the_same_bits(
-    shape: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+    shape: str, dtype: torch.dtype, int8: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model = _model(shape, dtype)
+    model = make_model(shape, dtype)
     results = {}
+    best = native.isa()
     for number, isa in enumerate(("portable", "avx2", "avx512")):
-        monkeypatch.delenv("QWENKIT_ISA", raising=False)
-        if number <= native.isa():
+        if number <= best:
             monkeypatch.setenv("QWENKIT_ISA", isa)
-            results[isa] = _steps(_decoder(model), _caches(model, dtype))
-    for isa, result in results.items():
-        assert torch.equal(result, results["portable"]), isa
+            ragged = {row: list(sizes) for row, sizes in RAGGED.items()}
+            run = native_run(model, list(RAGGED), int8=int8)
+            results[isa] = run.read(ragged), run.pool
+    for isa, (logits, pool) in results.items():
+        for row, expected in results["portable"][0].items():
+            assert torch.equal(logits[row], expected), isa
+        assert torch.equal(pool.keys, results["portable"][1].keys), isa
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+@pytest.mark.parametrize("shape", ["grouped and tied", "biases", "odd sizes", "wider than a piece"])
+def test_adapters(shape: str, dtype: torch.dtype) -> None:
+    model = make_model(shape, dtype)
+    adapters = [None, make_adapter(model, 1, tables=False), make_adapter(model, 2, tables=True), None, None]
+    wide = [None, lambda m: make_adapter(m, 1, tables=False), lambda m: make_adapter(m, 2, tables=True)]
+    mixed = native_run(model, list(RAGGED), adapters=adapters).read({r: list(s) for r, s in RAGGED.items()})
+    for row in range(3):
+        alone = native_run(model, [row], adapters=adapters).at_once()[row]
+        assert torch.equal(mixed[row], alone)
+        assert_near(alone, exact_logits(shape, dtype, row, wide[row]), TOLERANCE[dtype])
+    without = native_run(model, [1]).at_once()[1]
+    assert not torch.allclose(mixed[1], without, atol=1e-3)
+
+
+def test_an_adapter_that_is_gone_is_forgotten() -> None:
+    model = make_model("plain", torch.float32)
+    run = native_run(model, [0, 1], adapters=[make_adapter(model, 1, tables=True)])
+    run.at_once()
+    assert isinstance(run.forward, NativeForward)
+    assert len(run.forward._adapters) == 1
+    run.adapters.clear()
+    assert len(run.forward._adapters) == 0
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+@pytest.mark.parametrize("shape", ["grouped and tied", "odd sizes", "heads of 64", "windows"])
+def test_bytes_in_the_cache_are_near_the_plain_path(shape: str, dtype: torch.dtype) -> None:
+    model = make_model(shape, dtype)
+    run = native_run(model, list(RAGGED), int8=True)
+    for row, logits in run.at_once().items():
+        pages = list(range(len(run.caches[row].pages)))
+        expected = plain_logits(
+            model, row, cache=PagedCache(make_pool(model, int8=True), pages, alpha=alpha_of(model, row))
+        )
+        # A number that falls into the next step is off by a 255th of its vector's range.
+        assert_near(logits, expected, max(4e-3, 20 * TOLERANCE[dtype]))
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+@pytest.mark.parametrize("int8", [False, True])
+def test_pages_hold_what_the_plain_path_stores(dtype: torch.dtype, int8: bool) -> None:
+    """Of a network whose keys and values are exact: inputs of +-1, and one weight to each output."""
+    config = ModelConfig(
+        **BASE | {"num_layers": 1, "norm_eps": 0.0, "head_dim": 24, "rope": RopeConfig(base=1e4, dim=2)}
+    )
+    model = Transformer(config).to(dtype).requires_grad_(False)
+    generator = torch.Generator().manual_seed(3)
+    for weight in model.parameters():
+        weight.copy_(torch.randn(weight.shape, generator=generator))
+    model.embed.weight.sign_()
+    model.layers[0].attn_norm.weight.fill_(1)  # type: ignore[union-attr,operator]
+    qkv = model.layers[0].attn.qkv.weight  # type: ignore[union-attr]
+    qkv.mul_(torch.nn.functional.one_hot(torch.arange(len(qkv)) % config.hidden_size))  # type: ignore[operator,arg-type]
+    run = native_run(model, [2], int8=int8)
+    run.at_once()
+    other = make_pool(model, int8=int8)
+    plain_logits(model, 2, cache=PagedCache(other, run.caches[2].pages))
+    for name in ("values", "value_scale", "value_zero"):
+        assert torch.equal(getattr(run.pool, name), getattr(other, name)), name
+    first = run.caches[2].pages[0]  # the angle of the first token is zero
+    assert torch.equal(run.pool.keys[first, 0, :, :, 0], other.keys[first, 0, :, :, 0])
+    if int8:
+        assert torch.equal(run.pool.key_scale[first, 0, :, 0], other.key_scale[first, 0, :, 0])
+
+
+def test_native_and_plain_take_turns_on_one_cache() -> None:
+    for dtype in TYPES:
+        model = make_model("grouped and tied", dtype)
+        run = native_run(model, [2])
+        run.step({2: 40})
+        ids = torch.tensor(run.ids[2][40:60])
+        with torch.inference_mode():
+            model(ids, [Span(run.caches[2], 20)])
+        run.step({2: 1})
+        expected = exact_logits("grouped and tied", dtype, 2)[60:61]
+        assert_near(run.logits[2][-1], expected, 4 * TOLERANCE[dtype])
+
+
+def test_rows_in_any_order_and_hidden_states() -> None:
+    model = make_model("grouped and tied", torch.float32)
+    expected = native_run(model, [2]).at_once()[2]
+    rows = [70, 3, 3, 0, 68]
+    for hidden in (False, True):
+        run = native_run(model, [2])
+        out = run.forward(run.ids[2], [Span(run.caches[2], len(run.ids[2]))], rows, hidden=hidden)
+        if hidden:
+            assert out.shape == (5, 48)
+            out = out @ model.head.weight.T
+            torch.testing.assert_close(out, expected[rows], atol=1e-4, rtol=1e-4)
+        else:
+            assert torch.equal(out, expected[rows])
+        more = run.forward([1], [Span(run.caches[2], 1)], [])
+        assert more.shape[0] == 0
+        assert run.caches[2].length == 74
 
 
 def test_threads_do_not_change_the_bits() -> None:
-    model = _model("wider than a piece", torch.bfloat16)
+    model = make_model("wider than a piece", torch.bfloat16)
     before = torch.get_num_threads()
     try:
         results = []
         for threads in (1, 2):
             torch.set_num_threads(threads)
-            results.append(_steps(_decoder(model), _caches(model, torch.bfloat16)))
+            results.append(native_run(model, list(RAGGED)).at_once())
     finally:
         torch.set_num_threads(before)
-    assert torch.equal(results[0], results[1])
+    assert all(torch.equal(results[0][row], results[1][row]) for row in RAGGED)
 
 
 def test_callers_with_other_thread_counts_do_not_disturb_each_other() -> None:
-    model = _model("plain", torch.float32)
-    expected = _steps(_decoder(model), _caches(model, torch.float32))
+    model = make_model("plain", torch.float32)
+    expected = native_run(model, [0]).at_once()[0]
     results: list[torch.Tensor] = []
 
     def call(threads: int) -> None:
         torch.set_num_threads(threads)  # counts for the calling thread
-        results.append(_steps(_decoder(model), _caches(model, torch.float32)))
+        results.append(native_run(model, [0]).at_once()[0])
 
     before = torch.get_num_threads()
     try:
@@ -189,115 +225,30 @@ def test_callers_with_other_thread_counts_do_not_disturb_each_other() -> None:
     assert all(torch.equal(result, expected) for result in results)
 
 
-def test_a_first_token_needs_no_prompt() -> None:
-    model = _model("odd sizes", torch.float32)
-    ours, other = (DenseCache(model.config, dtype=torch.float32, device=CPU) for _ in range(2))
-    with torch.inference_mode():
-        expected = model(torch.tensor([5]), [Span(other, 1)])
-    torch.testing.assert_close(_decoder(model).step([5], [ours]), expected, atol=1e-5, rtol=0)
-
-
 def test_half_precision_is_closer_to_the_truth_than_the_plain_path() -> None:
-    model = _model("wider than a piece", torch.bfloat16)
-    exact = _model("wider than a piece", torch.bfloat16).float()
-    caches = _caches(model, torch.bfloat16)
-    wide = [_widened(exact, cache) for cache in caches]
-    ids = list(range(len(caches)))
-    with torch.inference_mode():
-        truth = exact(torch.tensor(ids), [Span(c, 1) for c in wide])
-        plain = model(torch.tensor(ids), [Span(c, 1) for c in _caches(model, torch.bfloat16)]).float()
-    ours = _decoder(model).step(ids, caches)
-    assert (ours - truth).abs().mean() < (plain - truth).abs().mean()
+    model = make_model("wider than a piece", torch.bfloat16)
+    truth = plain_logits(make_model("wider than a piece", torch.bfloat16).float(), 2)
+    ours = native_run(model, [2]).at_once()[2]
+    assert (ours - truth).abs().mean() < (plain_logits(model, 2) - truth).abs().mean()
 
 
-def test_long_context_and_growth() -> None:
-    """More keys than fit any block, through several growths of the cache."""
-    model = _model("grouped and tied", torch.float32)
-    (cache,), (other,) = _caches(model, torch.float32, [1000]), _caches(model, torch.float32, [1000])
-    decoder = _decoder(model)
-    for i in range(600):
-        logits = decoder.step([i % 97], [cache])
-        if i % 100 == 99 or i < 3:
-            with torch.inference_mode():
-                expected = model(torch.tensor([i % 97]), [Span(other, 1)])
-            torch.testing.assert_close(logits, expected, atol=1e-4, rtol=0)
-        else:
-            with torch.inference_mode():
-                model(torch.tensor([i % 97]), [Span(other, 1)])
-
-
-def test_nan_reaches_the_logits() -> None:
-    model = _model("plain", torch.float32)
-    model.layers[1].ffn.down.weight[3, 5] = float("nan")  # type: ignore[union-attr,index]
-    assert bool(_decoder(model).step([1], _caches(model, torch.float32, [3])).isnan().any())
-
-
-@pytest.mark.parametrize("row", [0, 4 * 16, 8 * 16])
-def test_nan_queries_keys_and_values_reach_the_logits(row: int) -> None:
-    """Softmax is where a NaN could get lost: every comparison with it is false."""
-    model = _model("plain", torch.float32)
-    caches = _caches(model, torch.float32, [20])
-    model.layers[1].attn.qkv.weight[row, 5] = float("nan")  # type: ignore[union-attr,index]
-    assert bool(_decoder(model).step([1], caches).isnan().all())
+@pytest.mark.parametrize("row", [None, 0, 4 * 16, 8 * 16])
+def test_nan_reaches_the_logits(row: int | None) -> None:
+    """Softmax is where a NaN in queries, keys or values could get lost: every comparison with it is false."""
+    model = make_model("plain", torch.float32)
+    layer = model.layers[1]
+    weight = layer.ffn.down.weight if row is None else layer.attn.qkv.weight  # type: ignore[union-attr]
+    weight[row or 3, 5] = float("nan")  # type: ignore[index,operator]
+    for int8 in (False, True):
+        logits = native_run(model, [0], int8=int8).at_once()[0]
+        assert bool(logits.isnan().all() if row is not None else logits.isnan().any())
 
 
 def test_lack_of_memory_is_an_exception() -> None:
-    model = _model("plain", torch.float32)
-    (cache,) = _caches(model, torch.float32, [3])
-    decoder = _decoder(model)
-    cache.length, cache.reserve = 2**60, lambda _: (cache._k, cache._v)  # type: ignore[assignment,method-assign]
-    cache.offset = -cache.length
+    model = make_model("plain", torch.float32)
+    run = native_run(model, [0])
+    cache = run.caches[0]
+    cache.length, cache.offset = 2**50, -(2**50)
+    cache.check_room = lambda count: None  # type: ignore[method-assign]
     with pytest.raises(MemoryError, match="smaller batch"):
-        decoder.step([1], [cache])
-
-
-@pytest.fixture
-def other_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """Where the loader looks for the library during this test."""
-    monkeypatch.delenv("QWENKIT_ISA", raising=False)
-    monkeypatch.setattr(native, "__file__", str(tmp_path / "native.py"))
-    native._load.cache_clear()
-    yield tmp_path / f"_native{importlib.machinery.EXTENSION_SUFFIXES[0]}"
-    native._load.cache_clear()
-
-
-@pytest.mark.parametrize("field", ["_ABI_VERSION", "Layer", "Model", "Sequence"])
-def test_a_library_of_another_version_is_not_used(
-    field: str, other_library: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    shutil.copy(_compiled(), other_library)
-    assert native.problem() == ""
-    native._load.cache_clear()
-    newer = 0 if field == "_ABI_VERSION" else type(field, (ctypes.Structure,), {"_fields_": ()})
-    monkeypatch.setattr(native, field, newer)
-    assert native.library() is None
-    assert "compiled for another version of qwenkit; install qwenkit again" in native.problem()
-
-
-def test_a_library_without_a_version_is_not_used(other_library: Path) -> None:
-    """As the first ones were; any other shared library will do."""
-    compiler = shutil.which("cc")
-    if compiler is None:
-        pytest.skip("no C compiler")
-    subprocess.run([compiler, "-shared", "-x", "c", "-o", str(other_library), os.devnull], check=True)
-    assert native.library() is None
-    assert "another version" in native.problem()
-
-
-def test_a_file_that_is_no_library_is_not_used(other_library: Path) -> None:
-    other_library.write_bytes(b"not a library")
-    assert native.library() is None
-    assert "cannot be loaded" in native.problem()
-
-
-def _compiled() -> Path:
-    folder = Path(str(native.__spec__.origin)).parent
-    return next(folder.glob("_native*.so"))
-
-
-def test_reference_turns_the_kernels_off(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("QWENKIT_ISA", "reference")
-    assert native_decoder(_model("plain", torch.float32)) is None
-    monkeypatch.setenv("QWENKIT_ISA", "avx1024")
-    with pytest.raises(ValueError, match="avx1024"):
-        native_decoder(_model("plain", torch.float32))
+        run.forward([1], [Span(cache, 1)], [0])

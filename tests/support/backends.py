@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 from qwenkit.backends.base import BackendInfo
-from qwenkit.backends.local import LocalBackend, LocalOptions
+from qwenkit.backends.local import LocalBackend
+from qwenkit.backends.options import LocalOptions
 from qwenkit.backends.scripted import ScriptedBackend
+from qwenkit.cache.paged import PAGE_SIZE, page_bytes
 from qwenkit.chat.template import choose_template
 from qwenkit.config.model import RopeConfig
 from qwenkit.core.errors import NumericsError
@@ -23,11 +26,14 @@ def tiny_backend(
     context_length: int = 512,
     defaults: SamplingParams = GREEDY,
     eos: Sequence[int] = (),
+    padding: int = 0,
+    cache_tokens: int = 16384,
+    **options: Any,
 ) -> LocalBackend:
-    """A random network behind the tokenizer's own chat template."""
+    """A random network behind the tokenizer's own chat template; ``padding`` more ids than the tokenizer has."""
     config = family_config(
         "llama",
-        vocab_size=tokenizer.vocab_size,
+        vocab_size=tokenizer.vocab_size + padding,
         hidden_size=32,
         num_heads=4,
         head_dim=8,
@@ -41,7 +47,7 @@ def tiny_backend(
         model="tiny",
         family="llama",
         context_length=context_length,
-        vocab_size=tokenizer.vocab_size,
+        vocab_size=config.vocab_size,
         dtype="float32",
         device="cpu",
         can_chat=True,
@@ -49,8 +55,15 @@ def tiny_backend(
         defaults=defaults,
     )
     template = choose_template(None, tokenizer)
+    int8 = options.get("kv_cache") == "int8"
+    memory = cache_tokens // PAGE_SIZE * page_bytes(config, network.dtype, int8)
     return LocalBackend(
-        network, info, tokenizer=tokenizer, template=template, eos_ids=eos, options=LocalOptions()
+        network,
+        info,
+        tokenizer=tokenizer,
+        template=template,
+        eos_ids=eos,
+        options=LocalOptions(cache_memory=memory, **options),
     )
 
 

@@ -1,6 +1,6 @@
 // Runs the CPU kernels over random small models of awkward shapes, for the sanitizers (scripts/check_native). Every
-// array has exactly the size it must have, and what must not be read is NaN. All batches, threads and instruction sets
-// must give the same bits.
+// array has exactly the size it must have, and what must not be read is NaN. All batches, cuts, threads and instruction
+// sets must give the same bits.
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -31,7 +31,7 @@ const Shape kShapes[] = {
     {1, 64, 4, 2, 64, 128, 50, 64, true, true, 9},    {1, 40, 2, 1, 128, 24, 31, 128, false, false, 0},
     {1, 19, 2, 2, 144, 31, 7, 100, true, true, 40},   {1, 130, 4, 2, 24, 400, 201, 24, false, true, 0},
 };
-const int64_t kLengths[] = {0, 1, 15, 16, 17, 40, 7, 64};
+const int64_t kLengths[] = {0, 40, 1, 17, 15, 16, 7, 64};
 
 struct Model {
   QkModel c{};
@@ -56,37 +56,68 @@ struct Model {
 
   size_t width() const { return c.type == QK_F32 ? 4 : 2; }
 
-  // `size` numbers of the model's type, random up to `used` in every `row`, NaN behind.
-  void *array(int64_t size, int64_t row = 1, int64_t used = 1) {
+  // `size` random numbers of the model's type.
+  void *array(int64_t size) {
     kept.emplace_back(new char[size * width()]);
     for (int64_t i = 0; i < size; ++i) {
-      const bool real = i % row < used;
       const float f = std::normal_distribution<float>(0, 0.2f)(random);
       uint32_t bits;
       std::memcpy(&bits, &f, 4);
-      const uint16_t half = real ? (c.type == QK_BF16 ? bits >> 16 : (bits >> 16 & 0x8000) | (random() % 0x3400)) : 0x7fff;
-      const float full = real ? f : NAN;
-      std::memcpy(kept.back().get() + i * width(), c.type == QK_F32 ? static_cast<const void *>(&full) : &half, width());
+      const uint16_t half = c.type == QK_BF16 ? bits >> 16 : (bits >> 16 & 0x8000) | (random() % 0x3400);
+      std::memcpy(kept.back().get() + i * width(), c.type == QK_F32 ? static_cast<const void *>(&f) : &half, width());
     }
     return kept.back().get();
   }
 };
 
-// A sequence of its own memory; the same numbers for the same number of it.
-struct Past {
-  Model memory;
-  std::unique_ptr<float[]> cos, sin;
-  QkSequence c{};
+// Pages of all sequences, exactly as large as they must be; what no sequence has written is NaN.
+struct Memory {
+  QkPool c{};
+  std::vector<std::unique_ptr<char[]>> kept;
+  std::vector<size_t> sizes;
 
-  Past(const Shape &s, int type, int number) : memory(Shape{}, type) {
-    memory.random.seed(number);
-    const int64_t length = kLengths[number % 8], capacity = length + 1 + number % 3;
-    const int64_t rows = int64_t{s.layers} * s.kv_heads * capacity;
-    c.keys = memory.array(rows * s.head_dim, capacity * s.head_dim, length * s.head_dim);
-    c.values = memory.array(rows * s.head_dim, capacity * s.head_dim, length * s.head_dim);
-    cos.reset(new float[s.rotary]), sin.reset(new float[s.rotary]);
-    for (int i = 0; i < s.rotary; ++i) cos[i] = std::cos(number + i), sin[i] = std::sin(number + i);
-    c.capacity = capacity, c.length = length, c.cos = cos.get(), c.sin = sin.get(), c.query_scale = 1 + number % 2;
+  Memory(const Shape &s, int type, int pages, bool int8) {
+    const int64_t blocks = int64_t{pages} * s.layers * s.kv_heads, d = s.head_dim;
+    const int64_t width = int8 ? 1 : type == QK_F32 ? 4 : 2, even = type == QK_BF16 && !int8 ? (d + 1) / 2 * 2 : d;
+    c.int8 = int8;
+    c.keys = array(blocks * QK_PAGE * even * width), c.values = array(blocks * QK_PAGE * d * width);
+    if (!int8) return;
+    c.key_scale = reinterpret_cast<uint16_t *>(array(2 * blocks * QK_PAGE));
+    c.value_scale = reinterpret_cast<uint16_t *>(array(2 * blocks * QK_PAGE));
+    c.key_zero = reinterpret_cast<uint8_t *>(array(blocks * QK_PAGE));
+    c.value_zero = reinterpret_cast<uint8_t *>(array(blocks * QK_PAGE));
+  }
+
+  char *array(size_t size) {
+    kept.emplace_back(new char[size]), sizes.push_back(size);
+    std::memset(kept.back().get(), 0xff, size);
+    return kept.back().get();
+  }
+};
+
+// The same numbers for the same number of it.
+struct Sequence {
+  std::vector<int32_t> pages;
+  int64_t length = 0, total;
+  int number;
+
+  Sequence(int number, int32_t &next, int most) : total(kLengths[number % 8] + 1), number(number) {
+    for (int64_t t = 0; t < total; t += QK_PAGE) pages.push_back((next++ * 7) % most);
+  }
+};
+
+struct Adapters {
+  std::vector<QkLora> lora;
+  QkAdapter c{};
+
+  Adapters(const Shape &s, Model &model) {
+    const int64_t d = s.hidden, q = int64_t{s.heads} * s.head_dim, kv = int64_t{s.kv_heads} * s.head_dim;
+    const int64_t sizes[4][2] = {{d, q + 2 * kv}, {q, d}, {d, 2 * s.ffn}, {s.ffn, d}};
+    for (int i = 0; i < 4 * s.layers; ++i) {
+      const int rank = i % 5 == 3 ? 0 : 1 + i % 19;
+      lora.push_back({rank, rank ? model.array(rank * sizes[i % 4][0]) : nullptr, rank ? model.array(rank * sizes[i % 4][1]) : nullptr});
+    }
+    c = {lora.data(), model.array(d * s.vocab), model.array(d * s.vocab)};
   }
 };
 
@@ -95,64 +126,112 @@ void fail(const char *what, const Shape &s, int type, int a, int b) {
   std::abort();
 }
 
-// Logits and caches of `batch` sequences, number `first` onwards.
-std::vector<char> decode(const Shape &s, int type, Model &model, int first, int batch, int threads, int isa) {
-  std::vector<std::unique_ptr<Past>> pasts;
-  std::unique_ptr<QkSequence[]> sequences(new QkSequence[batch]);
-  std::unique_ptr<int64_t[]> tokens(new int64_t[batch]);
-  for (int b = 0; b < batch; ++b) {
-    pasts.emplace_back(new Past(s, type, first + b));
-    sequences[b] = pasts[b]->c, tokens[b] = (first + b) % s.vocab;
+struct Case {
+  const Shape &s;
+  int type;
+  bool int8;
+  Model model;
+  Adapters adapter;
+
+  Case(const Shape &s, int type, bool int8) : s(s), type(type), int8(int8), model(s, type), adapter(s, model) {}
+
+  // Reads whole sequences number first, first + step ..., `chunk` tokens of each a call, and returns all logits, sequence
+  // by sequence. Odd ones have an adapter.
+  std::vector<float> read(int first, int count, int step, int chunk, int threads, int isa) {
+    std::vector<Sequence> sequences;
+    int32_t next = 0;
+    const int most = count * 3, pool_pages = most % 7 ? most : most + 1;  // not divisible by 7, so that pages differ
+    for (int i = 0; i < count; ++i) sequences.emplace_back(first + i * step, next, pool_pages);
+    Memory memory(s, type, pool_pages, int8);
+    std::vector<std::vector<float>> logits(count);
+    while (run(sequences, memory, chunk, threads, isa, logits)) {}
+    std::vector<float> out;
+    for (const auto &part : logits) out.insert(out.end(), part.begin(), part.end());
+    return out;
   }
-  std::unique_ptr<float[]> logits(new float[int64_t{batch} * s.vocab]);
-  if (qk_decode(&model.c, batch, tokens.get(), sequences.get(), logits.get(), threads, isa) != QK_DONE)
-    fail("refused", s, type, threads, isa);
-  for (int64_t i = 0; i < int64_t{batch} * s.vocab; ++i)
-    if (!std::isfinite(logits[i])) fail("not finite", s, type, batch, threads);
-  std::vector<char> out;
-  for (int b = 0; b < batch; ++b) {
-    const char *row = reinterpret_cast<const char *>(logits.get() + int64_t{b} * s.vocab);
-    out.insert(out.end(), row, row + s.vocab * sizeof(float));
-    for (const auto &kept : pasts[b]->memory.kept) {
-      const int64_t size = int64_t{s.layers} * s.kv_heads * sequences[b].capacity * s.head_dim * model.width();
-      if (&kept - pasts[b]->memory.kept.data() >= static_cast<long>(pasts[b]->memory.kept.size()) - 2)
-        out.insert(out.end(), kept.get(), kept.get() + size);
+
+  bool run(std::vector<Sequence> &sequences, Memory &memory, int chunk, int threads, int isa, std::vector<std::vector<float>> &logits) {
+    std::vector<QkSpan> spans;
+    std::vector<int64_t> tokens, rows;
+    std::vector<int> owners;
+    std::vector<std::unique_ptr<float[]>> angles;
+    for (Sequence &q : sequences) {
+      // Cuts at other places in every sequence.
+      const int64_t count = std::min<int64_t>(q.total - q.length, chunk + (chunk > 1 ? q.number % 3 : 0));
+      if (!count) continue;
+      for (int part = 0; part < 3; ++part) angles.emplace_back(new float[part < 2 ? count * s.rotary : count]);
+      float *cos = angles[angles.size() - 3].get(), *sin = angles[angles.size() - 2].get(), *scale = angles.back().get();
+      for (int64_t i = 0; i < count; ++i) {
+        const int64_t t = q.length + i;
+        for (int j = 0; j < s.rotary; ++j) cos[i * s.rotary + j] = std::cos(t + j), sin[i * s.rotary + j] = std::sin(t + j);
+        scale[i] = 1 + t % 3;
+        tokens.push_back((q.number + 5 * t) % s.vocab), rows.push_back(rows.size());
+        owners.push_back(&q - sequences.data());
+      }
+      spans.push_back({q.pages.data(), q.length, count, cos, sin, q.number % 3 ? scale : nullptr, q.number % 2 ? &adapter.c : nullptr});
+      q.length += count;
+    }
+    if (spans.empty()) return false;
+    std::unique_ptr<float[]> out(new float[rows.size() * s.vocab]);
+    const int status = qk_forward(&model.c, &memory.c, spans.size(), spans.data(), tokens.data(), rows.size(), rows.data(),
+                                  out.get(), 0, threads, isa);
+    if (status != QK_DONE) fail("refused", s, type, threads, isa);
+    for (size_t i = 0; i < rows.size() * s.vocab; ++i)
+      if (!std::isfinite(out[i])) fail("not finite", s, type, chunk, threads);
+    for (size_t i = 0; i < rows.size(); ++i)
+      logits[owners[i]].insert(logits[owners[i]].end(), out.get() + i * s.vocab, out.get() + (i + 1) * s.vocab);
+    return true;
+  }
+};
+
+// AMX adds in an order of its own, where it is used at all.
+bool adds_alike(const Shape &s, int type, int isa) { return isa != QK_AMX || type != QK_BF16 || s.head_dim % 32; }
+
+void check_shape(const Shape &s, int type, bool int8, int most) {
+  Case run(s, type, int8);
+  const struct { int chunk, threads; } ways[] = {{100, 3}, {6, 1}, {1, 3}};
+  std::vector<float> expected;
+  for (int isa = qk_best_isa(), before = -1; isa >= 0; before = isa--) {
+    if (before < 0 || adds_alike(s, type, before) != adds_alike(s, type, isa)) {  // every sequence alone, token by token
+      expected.clear();
+      for (int i = 0; i < most; ++i) {
+        const std::vector<float> one = run.read(i, 1, 1, 1, 1, isa);
+        expected.insert(expected.end(), one.begin(), one.end());
+      }
+    }
+    for (const auto &way : ways) {
+      if (isa == QK_PORTABLE && way.chunk == 1) continue;  // slow
+      if (run.read(0, most, 1, way.chunk, way.threads, isa) != expected) fail("bits differ", s, type, way.chunk, 10 * isa + way.threads);
     }
   }
-  return out;
 }
 
-std::vector<char> one_by_one(const Shape &s, int type, Model &model, int batch, int isa) {
-  std::vector<char> out;
-  for (int b = 0; b < batch; ++b) {
-    const std::vector<char> one = decode(s, type, model, b, 1, 1, isa);
-    out.insert(out.end(), one.begin(), one.end());
+void check_nothing(const Shape &s, int type) {  // no spans, and no rows
+  Case run(s, type, false);
+  Memory memory(s, type, 1, false);
+  for (int isa = 0; isa <= qk_best_isa(); ++isa) {
+    float out[1];
+    if (qk_forward(&run.model.c, &memory.c, 0, nullptr, nullptr, 0, nullptr, out, 0, 3, isa) != QK_DONE) fail("refused", s, type, isa, 0);
+    const int32_t page = 0;
+    const int64_t token = 0;
+    std::vector<float> cos(s.rotary, 1), sin(s.rotary, 0), states(s.hidden);
+    const QkSpan span{&page, 0, 1, cos.data(), sin.data(), nullptr, nullptr};
+    if (qk_forward(&run.model.c, &memory.c, 1, &span, &token, 0, nullptr, out, 0, 2, isa) != QK_DONE) fail("refused", s, type, isa, 1);
+    if (qk_forward(&run.model.c, &memory.c, 1, &span, &token, 1, &token, states.data(), 1, 2, isa) != QK_DONE) fail("refused", s, type, isa, 2);
+    for (const float x : states) if (!std::isfinite(x)) fail("states", s, type, isa, 0);
   }
-  return out;
-}
-
-void check_shape(const Shape &s, int type, int most) {
-  Model model(s, type);
-  const std::vector<char> expected = one_by_one(s, type, model, most, QK_PORTABLE);
-  for (int isa = 0; isa <= qk_best_isa(); ++isa)
-    for (const int batch : {0, 1, 3, std::min(15, most), most})
-      for (const int threads : {1, 3}) {
-        const std::vector<char> got = decode(s, type, model, 0, batch, threads, isa);
-        if (!std::equal(got.begin(), got.end(), expected.begin())) fail("bits differ", s, type, batch, 10 * isa + threads);
-      }
 }
 
 // Callers of different thread counts at once: workers a job does not need must leave it alone.
 void check_callers() {
   const Shape &s = kShapes[0];
-  Model model(s, QK_F32);
-  const std::vector<char> expected = decode(s, QK_F32, model, 0, 3, 1, QK_PORTABLE);
+  Case run(s, QK_F32, false);
+  const std::vector<float> expected = run.read(0, 3, 1, 4, 1, QK_PORTABLE);
   std::vector<std::thread> callers;
   for (int caller = 0; caller < 4; ++caller)
     callers.emplace_back([&, caller] {
-      for (int i = 0; i < 30; ++i)
-        if (decode(s, QK_F32, model, 0, 3, 1 + (caller * 5 + i * 7) % 5, qk_best_isa()) != expected)
-          fail("callers differ", s, QK_F32, caller, i);
+      for (int i = 0; i < 10; ++i)
+        if (run.read(0, 3, 1, 4, 1 + (caller * 5 + i * 7) % 5, qk_best_isa()) != expected) fail("callers differ", s, QK_F32, caller, i);
     });
   for (std::thread &caller : callers) caller.join();
 }
@@ -173,10 +252,10 @@ void check_pool() {  // many short jobs of changing size; late sleepers are what
 
 void check_fork() {
   const Shape &s = kShapes[0];
-  Model model(s, QK_F32);
-  const std::vector<char> expected = decode(s, QK_F32, model, 0, 2, 4, QK_PORTABLE);
+  Case run(s, QK_F32, false);
+  const std::vector<float> expected = run.read(0, 2, 1, 4, 4, QK_PORTABLE);
   const pid_t child = fork();
-  if (child == 0) _exit(decode(s, QK_F32, model, 0, 2, 4, QK_PORTABLE) != expected);
+  if (child == 0) _exit(run.read(0, 2, 1, 4, 4, QK_PORTABLE) != expected);
   int status = -1;
   if (waitpid(child, &status, 0) != child || status != 0) fail("fork", s, QK_F32, status, 0);
 }
@@ -184,9 +263,11 @@ void check_fork() {
 }  // namespace
 
 int main(int count, char **arguments) {
-  const int most = count > 1 ? std::atoi(arguments[1]) : 20;
+  const int most = count > 1 ? std::atoi(arguments[1]) : 8;
   for (const Shape &s : kShapes)
-    for (const int type : {QK_F32, QK_BF16, QK_F16}) check_shape(s, type, most);
+    for (const int type : {QK_F32, QK_BF16, QK_F16})
+      for (const bool int8 : {false, true}) check_shape(s, type, int8, most);
+  check_nothing(kShapes[1], QK_F16), check_nothing(kShapes[4], QK_BF16);
   check_pool();
   check_callers();
   if (count <= 2) check_fork();  // a second argument leaves it out: the thread sanitizer cannot start threads in a child

@@ -21,9 +21,12 @@ LAYERS = {
     "cache": 2,
     "model": 3,
     "weights": 4,
+    "engine": 4,
     "backends": 5,
     "llm": 6,
     "session": 6,
+    "bench": 6,
+    "server": 7,
     "cli": 8,
 }
 

@@ -5,6 +5,11 @@ Qwen3 writes ``<think>``, its thought, ``</think>`` and then the answer.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+from qwenkit.core.types import Message
+from qwenkit.tokenizer.base import Segment, Tokenizer
+
 OPEN_TAG = "<think>"
 CLOSE_TAG = "</think>"
 
@@ -23,6 +28,30 @@ def split_reasoning(text: str) -> tuple[str, str | None]:
         return text.strip("\n"), None
     thought = before.replace(OPEN_TAG, "").replace(CLOSE_TAG, "").strip("\n")
     return after.strip("\n"), thought
+
+
+def opens_thought(prompt: Sequence[Segment], tokenizer: Tokenizer) -> bool:
+    """Whether a prompt ends inside a thought, so that the reply goes on with it without a tag of its own.
+
+    Some templates open it themselves, and a reply that is continued may have been cut off in it.
+    """
+    turn: list[str] = []
+    for segment in reversed(prompt):
+        if segment in tokenizer.control_ids:
+            break
+        turn.append(tokenizer.token_bytes(segment).decode() if isinstance(segment, int) else segment)
+    else:
+        return "".join(reversed(turn)).rstrip().endswith(OPEN_TAG)
+    text = "".join(reversed(turn)).partition("\n")[2]  # without the role
+    return text.lstrip().startswith(OPEN_TAG) and CLOSE_TAG not in text
+
+
+def unfinished_thought(message: Message) -> str | None:
+    """The thought of a reply that was cut off inside it; None if it was not."""
+    text = message.content.lstrip()
+    if text.startswith(OPEN_TAG) and CLOSE_TAG not in text:
+        return text.removeprefix(OPEN_TAG).lstrip("\n")
+    return message.reasoning if message.reasoning and not text else None
 
 
 class ReasoningSplitter:
@@ -87,12 +116,12 @@ class ReasoningSplitter:
         if tag:
             self._held, self._state = rest, "content_start"
             return thought.rstrip("\n")
-        safe = len(self._held) - _overlap(self._held, CLOSE_TAG)
+        safe = len(self._held) - overlap(self._held, CLOSE_TAG)
         safe = len(self._held[:safe].rstrip("\n"))  # line ends may be the last before the tag
         thought, self._held = self._held[:safe], self._held[safe:]
         return thought
 
 
-def _overlap(text: str, tag: str) -> int:
+def overlap(text: str, tag: str) -> int:
     """Length of the longest ending of ``text`` that begins ``tag``."""
     return next((n for n in range(min(len(text), len(tag) - 1), 0, -1) if tag.startswith(text[-n:])), 0)

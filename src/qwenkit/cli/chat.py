@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from qwenkit.cli import loading, pipes
-from qwenkit.cli.options import JsonFlag, ModelOptions, SamplingOptions, StatsFlag, spread
+from qwenkit.cli.options import JsonFlag, ModelOptions, SamplingOptions, ServerOptions, StatsFlag, spread
 from qwenkit.cli.texts import EN, choose
 from qwenkit.core.errors import InputError
 
@@ -27,7 +27,9 @@ def chat(
         typer.Argument(metavar="PROMPT", help="Answer this and exit; piped text is added below it."),
     ] = None,
     *,
+    context: typer.Context,
     model: ModelOptions,
+    server: ServerOptions,
     sampling: SamplingOptions,
     system: Annotated[str | None, typer.Option("--system", metavar="TEXT", help="System text.")] = None,
     no_think: Annotated[
@@ -42,14 +44,15 @@ def chat(
     """Chat with a model. Without PROMPT and pipe, opens a conversation.
 
     [bold]qwenkit chat "why is the sky blue?"[/] answers once;
-    [bold]cat file | qwenkit chat "summarise"[/] adds the file to the question.
+    [bold]cat file | qwenkit chat "summarise"[/] adds the file to the question;
+    [bold]qwenkit chat --server http://localhost:8000[/] talks to a model that runs elsewhere.
     """
     texts = choose(lang)
     params = sampling.to_params()
     question = _question(prompt)
     if question is None and as_json:
         raise InputError("--json needs a PROMPT or piped text; a conversation cannot be printed as JSON")
-    llm = loading.open_llm(model, texts=texts)
+    llm = _open(context, model, server, texts)
     try:
         from qwenkit.llm import Chat
 
@@ -65,6 +68,16 @@ def chat(
             _answer(conversation, question, has_stats=stats)
     finally:
         llm.close()
+
+
+def _open(context: typer.Context, model: ModelOptions, server: ServerOptions, texts: Texts) -> LLM:
+    if server.server is None:
+        if server.api_key is not None:
+            raise InputError("--api-key is for a server; give --server URL with it")
+        return loading.open_llm(model, texts=texts)
+    source = context.get_parameter_source("model")
+    is_model_named = source is not None and source.name == "COMMANDLINE"
+    return loading.open_remote(server, model, is_model_named=is_model_named)
 
 
 def _question(prompt: str | None) -> str | None:
@@ -92,8 +105,10 @@ def _converse(llm: LLM, conversation: Chat, texts: Texts, *, has_stats: bool) ->
 
     info = llm.info
     screen = Screen(Console(highlight=False))
-    context = texts.context.format(n=info.context_length)
-    screen.note(" · ".join([str(info.model), info.dtype, info.device, context, texts.hint]))
+    facts = [str(info.model), *([] if info.dtype == "remote" else [info.dtype]), info.device]
+    if info.context_length:  # not every server says
+        facts.append(texts.context.format(n=info.context_length))
+    screen.note(" · ".join([*facts, texts.hint]))
     commands = Commands(conversation, info.defaults, texts, info.context_length)
     reader = LineInput(texts, open_history(data_dir()))
     Session(conversation, commands, reader, screen, texts, has_stats=has_stats).run()

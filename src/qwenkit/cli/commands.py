@@ -194,6 +194,10 @@ class Commands:
         return Outcome(self._texts.undone.format(text=_shorten(message.content)))
 
     def _tokens(self) -> Outcome:
+        backend = self._chat.llm.backend
+        if backend.tokenizer is None and backend.template is None:
+            limit = self._texts.context.format(n=self._context_length) if self._context_length else ""
+            return Outcome(self._texts.tokens_unknown + (f" ({limit})" if limit else ""))
         used = self._chat.count_tokens()
         return Outcome(self._texts.tokens.format(used=used, limit=self._context_length))
 

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from qwenkit.cli.options import ModelOptions
+from qwenkit.cli.options import ModelOptions, ServerOptions
 from qwenkit.cli.pipes import is_terminal
 from qwenkit.cli.texts import EN, Texts
+from qwenkit.core.environment import api_key
+from qwenkit.core.errors import InputError
 
 if TYPE_CHECKING:
     from qwenkit.llm import LLM
@@ -65,8 +68,41 @@ def open_llm(options: ModelOptions, *, max_batch_size: int = 16, texts: Texts = 
             max_context=options.max_context,
             max_batch_size=max_batch_size,
             num_threads=options.threads,
+            kv_cache=options.kv_cache,
+            deterministic=options.deterministic or None,
             on_progress=on_progress,
         )
+
+
+def open_remote(server: ServerOptions, options: ModelOptions, *, is_model_named: bool) -> LLM:
+    """Reaches the server that the options name.
+
+    Args:
+        server: where it is.
+        options: of these only the model can be chosen.
+        is_model_named: whether the user named it; else it is the first of the server.
+
+    Raises:
+        InputError: an option that only a model in this process can honour.
+        RemoteError: the server is not reached.
+    """
+    for item in dataclasses.fields(ModelOptions):
+        if item.name != "model" and getattr(options, item.name) != item.default:
+            option = f"--{item.name.replace('_', '-')}"
+            raise InputError(
+                f"{option} is for a model in this process; leave it out, or start the server with it"
+            )
+    from qwenkit.backends.openai_http import open_openai
+    from qwenkit.llm import LLM
+
+    # The command line shows thought as a model writes it, between tags.
+    backend = open_openai(
+        server.server or "",
+        model=options.model if is_model_named else None,
+        api_key=server.api_key or api_key(),
+        inline_reasoning=True,
+    )
+    return LLM.from_backend(backend)
 
 
 @contextlib.contextmanager

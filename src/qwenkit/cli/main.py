@@ -11,12 +11,14 @@ import typer
 from typer.core import TyperGroup
 
 from qwenkit._version import __version__
+from qwenkit.cli.bench import app as bench
 from qwenkit.cli.chat import chat
 from qwenkit.cli.doctor import doctor
 from qwenkit.cli.generate import generate
 from qwenkit.cli.inspect_model import inspect_model
 from qwenkit.cli.perplexity import perplexity
 from qwenkit.cli.pull import pull
+from qwenkit.cli.serve import serve
 from qwenkit.cli.tokens import detokenize, tokenize
 from qwenkit.core.environment import wants_traceback
 from qwenkit.core.errors import QwenkitError
@@ -112,9 +114,11 @@ app.command("generate")(generate)
 app.command("tokenize")(tokenize)
 app.command("detokenize")(detokenize)
 app.command("perplexity")(perplexity)
+app.command("serve")(serve)
 app.command("pull")(pull)
 app.command("inspect")(inspect_model)
 app.command("doctor")(doctor)
+app.add_typer(bench, name="bench")
 
 
 def _prepare_streams() -> None:

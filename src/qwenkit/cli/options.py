@@ -22,6 +22,7 @@ T = TypeVar("T")
 DEFAULT_MODEL = "smollm2-135m"
 _MODEL = "Model"
 _SAMPLING = "Sampling"
+_SERVER = "Server"
 
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
 StatsFlag = Annotated[bool, typer.Option("--stats", help="Show token counts, tokens per second and latency.")]
@@ -58,6 +59,44 @@ class ModelOptions:
         int | None, _model("--max-context", metavar="N", text="Most tokens of prompt and reply together.")
     ] = None
     threads: Annotated[int | None, _model("--threads", metavar="N", text="CPU threads to use.")] = None
+    kv_cache: Annotated[
+        str, _model("--kv-cache", metavar="KIND", text="auto, or int8 for half the memory of bfloat16.")
+    ] = "auto"
+    deterministic: Annotated[
+        bool,
+        typer.Option(
+            "--deterministic",
+            help="Refuse to run where results could depend on the batch; compiled CPU kernels never let them.",
+            rich_help_panel=_MODEL,
+        ),
+    ] = False
+
+
+ApiKeyOption = Annotated[
+    str | None,
+    typer.Option(
+        "--api-key",
+        metavar="KEY",
+        help="Key of the server; without it QWENKIT_API_KEY, else OPENAI_API_KEY is sent.",
+        rich_help_panel=_SERVER,
+    ),
+]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerOptions:
+    """Which server to ask instead of loading a model."""
+
+    server: Annotated[
+        str | None,
+        typer.Option(
+            "--server",
+            metavar="URL",
+            help="Ask the OpenAI-compatible server there instead of loading a model; MODEL is then one of its.",
+            rich_help_panel=_SERVER,
+        ),
+    ] = None
+    api_key: ApiKeyOption = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

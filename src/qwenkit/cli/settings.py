@@ -11,7 +11,9 @@ from qwenkit.cli.texts import Texts
 from qwenkit.core.errors import InputError, did_you_mean
 from qwenkit.core.types import SamplingParams
 
-_DEFAULTS = {f.name: f.default for f in dataclasses.fields(SamplingParams)}
+# One reply of plain text is what a terminal shows.
+_ELSEWHERE = {"n", "logprobs", "prompt_logprobs", "constraint", "logit_bias", "allowed_token_ids"}
+_DEFAULTS = {f.name: f.default for f in dataclasses.fields(SamplingParams) if f.name not in _ELSEWHERE}
 _KINDS = {
     "int": "a whole number",
     "float": "a number",
@@ -57,10 +59,10 @@ def parse(name: str, text: str) -> Any:
 
 
 def _parse_tuple(name: str, text: str) -> tuple[Any, ...]:
-    if name == "stop" and not text.lstrip().startswith("["):
+    if name in ("stop", "bad_words") and not text.lstrip().startswith("["):
         return (text,)
     items = json.loads(text)
-    element: type = {"stop": str, "stop_token_ids": int, "stop_token_sequences": list}[name]
+    element: type = {"stop": str, "bad_words": str, "stop_token_ids": int, "stop_token_sequences": list}[name]
     if not isinstance(items, list) or not all(type(item) is element for item in items):
         raise ValueError(text)
     return tuple(items)

@@ -45,6 +45,7 @@ class Texts:
     undone: str
     nothing_to_undo: str
     tokens: str
+    tokens_unknown: str
     file_usage: str
     saved: str
     exists: str
@@ -88,6 +89,7 @@ EN = Texts(
     undone="Removed: {text}",
     nothing_to_undo="There is nothing to undo.",
     tokens="{used} of {limit} tokens are in use.",
+    tokens_unknown="How many tokens are in use is not known here; the server has the tokenizer.",
     file_usage="Name a file: /{name} FILE",
     saved="Saved {count} messages to {path}.",
     exists="{path} exists; /save! {path} overwrites it.",
@@ -146,6 +148,7 @@ ZH = Texts(
     undone="已移除：{text}",
     nothing_to_undo="没有可撤销的内容。",
     tokens="已用 {used} / {limit} tokens。",
+    tokens_unknown="此处无法得知已用 token 数：分词器在服务器端。",
     file_usage="请给出文件名：/{name} FILE",
     saved="已将 {count} 条消息保存到 {path}。",
     exists="{path} 已存在；使用 /save! {path} 覆盖。",

@@ -60,8 +60,11 @@ def from_generation_config(raw: Mapping[str, Any], model_config: Mapping[str, An
     try:
         if any(isinstance(i, bool) or not isinstance(i, int) for i in eos_ids):
             raise InputError(f"eos_token_id={eos!r} must be a whole number or a list of them")
+        max_tokens = raw.get("max_new_tokens", raw.get("max_generate_size"))
+        if max_tokens == 0:
+            raise InputError("max_new_tokens=0 would leave every reply empty; use a whole number from 1 up")
         defaults = SamplingParams(
-            max_tokens=raw.get("max_new_tokens", raw.get("max_generate_size")),
+            max_tokens=max_tokens,
             temperature=_or(raw.get("temperature"), 1.0) if sample else 0.0,
             top_k=_or(raw.get("top_k"), 0),
             top_p=_or(raw.get("top_p"), 1.0),

@@ -2,7 +2,9 @@
 
 QWENKIT_CACHE      where fetched models go; else qwenkit in XDG_CACHE_HOME, else ~/.cache/qwenkit
 QWENKIT_HOME       where the chat history lives; else qwenkit in XDG_DATA_HOME, else ~/.local/share/qwenkit
-QWENKIT_ISA        instruction set of the CPU kernels: avx512, avx2, portable, or reference for plain torch
+QWENKIT_ISA        instruction set of the CPU kernels: amx, avx512, avx2, portable, or reference for plain torch
+QWENKIT_API_KEY    key that is sent to a server; else OPENAI_API_KEY
+QWENKIT_API_KEYS   keys that `qwenkit serve` accepts, between commas
 QWENKIT_TRACEBACK  1 prints the traceback of an error of the command line
 """
 
@@ -35,6 +37,16 @@ def data_dir() -> Path:
 def forced_isa() -> str | None:
     """The instruction set that was asked for, in lower case; None: the best one."""
     return os.environ.get("QWENKIT_ISA", "").strip().lower() or None
+
+
+def api_key() -> str | None:
+    """The key to send to a server when none is given; None: none."""
+    return os.environ.get("QWENKIT_API_KEY") or os.environ.get("OPENAI_API_KEY") or None
+
+
+def server_api_keys() -> tuple[str, ...]:
+    """The keys that a server of ours accepts; empty: none is named."""
+    return tuple(key.strip() for key in os.environ.get("QWENKIT_API_KEYS", "").split(",") if key.strip())
 
 
 def wants_traceback() -> bool:

@@ -9,6 +9,8 @@ QwenkitError
 ├── TokenizerError        tokenizer files: missing, malformed, larger than the embedding
 ├── TemplateError         chat template: missing, malformed, or the conversation does not fit it
 ├── SourceError           finding or fetching a model: unknown name, no network, disk full, wrong checksum
+├── QueueFullError        the engine has as many waiting requests as it may hold
+├── RemoteError           a server elsewhere answered with an error, or not at all
 ├── NumericsError         NaN or infinity where numbers are expected
 └── MissingExtraError     an optional dependency is not installed (also an ImportError)
 """
@@ -25,7 +27,9 @@ __all__ = [
     "MissingExtraError",
     "NumericsError",
     "PromptTooLongError",
+    "QueueFullError",
     "QwenkitError",
+    "RemoteError",
     "SourceError",
     "TemplateError",
     "TokenizerError",
@@ -68,6 +72,14 @@ class TemplateError(QwenkitError):
 
 class SourceError(QwenkitError):
     """A model that cannot be found or fetched."""
+
+
+class QueueFullError(QwenkitError):
+    """As many requests wait as the engine may hold; trying again later helps."""
+
+
+class RemoteError(QwenkitError):
+    """A server elsewhere that answered with an error, or not at all."""
 
 
 class NumericsError(QwenkitError):

@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias, get_args
 
 from qwenkit.core.errors import InputError, did_you_mean
+from qwenkit.core.sampling import Constraint as Constraint
+from qwenkit.core.sampling import SamplingParams as SamplingParams
 
 Role: TypeAlias = Literal["system", "user", "assistant", "tool", "function"]
 FinishReason: TypeAlias = Literal["stop", "length", "abort"]
@@ -42,6 +44,17 @@ class ToolCall:
     id: str
     name: str
     arguments: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ToolCallDelta:
+    """What is new in one call while a reply streams: id and name come once, arguments in pieces after them."""
+
+    index: int
+    """Which call of the reply."""
+    id: str | None = None
+    name: str | None = None
+    arguments: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,114 +128,18 @@ class Message:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SamplingParams:
-    """How to pick tokens and when to stop. ``None`` means: as the model's generation_config says."""
-
-    max_tokens: int | None = None
-    """Most tokens to generate; None: up to the end of the context."""
-    temperature: float | None = None
-    """0 picks the most likely token; higher is more random."""
-    top_k: int | None = None
-    """Sample among the k most likely tokens; 0 turns it off."""
-    top_p: float | None = None
-    """Sample among the smallest set whose probability reaches top_p."""
-    min_p: float | None = None
-    """Drop tokens less likely than min_p times the most likely one."""
-    repetition_penalty: float | None = None
-    """Divide positive, multiply negative logits of tokens already seen; 1 turns it off."""
-    seed: int | None = None
-    """Makes sampling repeatable, whatever else runs in the batch."""
-    stop: tuple[str, ...] = ()
-    """Texts that end the reply; they are not part of it."""
-    stop_token_ids: tuple[int, ...] = ()
-    """Token ids that end the reply, besides the model's own."""
-    stop_token_sequences: tuple[tuple[int, ...], ...] = ()
-    """Runs of token ids that end the reply when they are its tail (stop_words_ids of Qwen v1)."""
-    ignore_eos: bool = False
-    """Go on after the model's end tokens; explicit stops still count."""
-
-    def __post_init__(self) -> None:
-        set_ = object.__setattr__
-        stop: Any = self.stop
-        set_(self, "stop", (stop,) if isinstance(stop, str) else _items("stop", stop))
-        set_(self, "stop_token_ids", _token_ids("stop_token_ids", self.stop_token_ids))
-        sequences = _items("stop_token_sequences", self.stop_token_sequences)
-        set_(self, "stop_token_sequences", tuple(_token_ids("stop_token_sequences", s) for s in sequences))
-        if any(not isinstance(s, str) or not s for s in self.stop):
-            raise InputError(f"stop={self.stop!r}: every stop string must be non-empty text")
-        if any(not s for s in self.stop_token_sequences):
-            raise InputError("stop_token_sequences holds an empty sequence; remove it")
-        _check_whole("max_tokens", self.max_tokens, 1)
-        _check_whole("top_k", self.top_k, 0)
-        _check_whole("seed", self.seed, 0, 2**63 - 1)
-        _check_range("temperature", self.temperature, 0.0, 100.0)
-        _check_range("top_p", self.top_p, 0.0, 1.0, open_low=True)
-        _check_range("min_p", self.min_p, 0.0, 1.0)
-        _check_range("repetition_penalty", self.repetition_penalty, 0.0, 100.0, open_low=True)
-
-    def over(self, defaults: SamplingParams) -> SamplingParams:
-        """These settings, with ``defaults`` where a field is None; stops of both apply."""
-        values: dict[str, Any] = {}
-        for item in dataclasses.fields(self):
-            mine, theirs = getattr(self, item.name), getattr(defaults, item.name)
-            if isinstance(mine, tuple):
-                values[item.name] = tuple(dict.fromkeys(mine + theirs))
-            else:
-                values[item.name] = theirs if mine is None else mine
-        return SamplingParams(**values)
-
-    @property
-    def is_greedy(self) -> bool:
-        """True when the most likely token is always taken."""
-        return self.temperature == 0 or self.top_k == 1
-
-
-def _items(name: str, value: Any) -> tuple[Any, ...]:
-    if isinstance(value, str | bytes) or not isinstance(value, Iterable):
-        raise InputError(f"{name}={value!r} is not possible; use a list")
-    return tuple(value)
-
-
-def _token_ids(name: str, value: Any) -> tuple[int, ...]:
-    ids = _items(name, value)
-    bad = next((i for i in ids if isinstance(i, bool) or not isinstance(i, int)), None)
-    if bad is not None:
-        raise InputError(f"{name} holds {bad!r}; use token ids, which are whole numbers")
-    return ids
-
-
-def _check_whole(name: str, value: object, low: int, high: int | None = None) -> None:
-    if value is None:
-        return
-    if (
-        not isinstance(value, int)
-        or isinstance(value, bool)
-        or value < low
-        or (high is not None and value > high)
-    ):
-        allowed = f"a whole number from {low}" + (f" to {high}" if high is not None else " up")
-        raise InputError(f"{name}={value!r} is not possible; use {allowed}")
-
-
-def _check_range(name: str, value: object, low: float, high: float, *, open_low: bool = False) -> None:
-    if value is None:
-        return
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    # NaN fails the comparison, as does infinity.
-    if not number or not low <= value <= high or (open_low and value == low):  # type: ignore[operator]
-        bound = f"above {low:g} and at most {high:g}" if open_low else f"from {low:g} to {high:g}"
-        raise InputError(f"{name}={value!r} is not possible; use a number {bound}")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
     """One prompt (messages, or token ids for raw completion) and how to answer it."""
 
     prompt: tuple[Message, ...] | tuple[int, ...]
-    params: SamplingParams = SamplingParams()
+    params: SamplingParams = field(default_factory=SamplingParams)
     tools: tuple[ToolSpec, ...] = ()
     template_options: Mapping[str, Any] = field(default_factory=dict)
     """Extra variables for the chat template, e.g. enable_thinking=False of Qwen3."""
+    continue_final: bool = False
+    """The last message is the assistant's and is to be continued, not answered."""
+    adapter: str | None = None
+    """Name of the loaded LoRA adapter to answer with; None: the model itself."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -231,6 +148,18 @@ class Usage:
 
     prompt_tokens: int
     completion_tokens: int
+    cached_tokens: int = field(default=0, compare=False)
+    """Tokens of the prompt that were found in the prefix cache; the same answer may have cost more or less."""
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprob:
+    """Log-probability (natural logarithm, of the model's own distribution before any setting) of one token."""
+
+    token_id: int
+    logprob: float
+    top: tuple[tuple[int, float], ...] = ()
+    """Likeliest tokens with their log-probabilities, the likeliest first."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -239,11 +168,23 @@ class Delta:
 
     index: int
     """Which request of the batch."""
+    sample: int = 0
+    """Which of the request's n replies."""
     text: str = ""
     token_ids: tuple[int, ...] = ()
     finish_reason: FinishReason | None = None
     usage: Usage | None = None
-    """Set on the last delta."""
+    """Set on the last delta of each reply, counting that reply alone."""
+    logprobs: tuple[TokenLogprob, ...] = ()
+    """One per token of ``token_ids``, where asked for."""
+    prompt_logprobs: tuple[TokenLogprob | None, ...] | None = None
+    """One per token of the prompt, None for the first; on the first delta of a request, where asked for."""
+    stop: str | int | None = None
+    """The stop string or token id that ended the reply, if the request named it."""
+    reasoning: str = ""
+    """New thought text; only from a remote server that parses replies itself."""
+    tool_calls: tuple[ToolCallDelta, ...] = ()
+    """New pieces of tool calls; only from a remote server that parses replies itself."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -254,6 +195,15 @@ class Completion:
     token_ids: tuple[int, ...]
     finish_reason: FinishReason
     usage: Usage
+    logprobs: tuple[TokenLogprob, ...] = ()
+    prompt_logprobs: tuple[TokenLogprob | None, ...] | None = None
+    stop: str | int | None = None
+    reasoning: str = ""
+    """Thought text; only from a remote server that parses replies itself."""
+    tool_calls: tuple[ToolCall, ...] = ()
+    """Calls of tools; only from a remote server that parses replies itself."""
+    others: tuple[Completion, ...] = ()
+    """The second and later replies of a request with n above 1."""
 
 
 def collect(deltas: Sequence[Delta]) -> Completion:
@@ -262,12 +212,42 @@ def collect(deltas: Sequence[Delta]) -> Completion:
     Raises:
         InputError: the deltas end without a finish reason.
     """
-    last = deltas[-1] if deltas else None
-    if last is None or last.finish_reason is None or last.usage is None:
+    samples: dict[int, list[Delta]] = {}
+    for delta in deltas:
+        samples.setdefault(delta.sample, []).append(delta)
+    replies = [_collect_sample(samples[sample]) for sample in sorted(samples)]
+    if not replies:
+        raise InputError("the reply was cut off before its end")
+    return dataclasses.replace(replies[0], others=tuple(replies[1:])) if replies[1:] else replies[0]
+
+
+def _collect_sample(deltas: Sequence[Delta]) -> Completion:
+    last = deltas[-1]
+    if last.finish_reason is None or last.usage is None:
         raise InputError("the reply was cut off before its end")
     return Completion(
         text="".join(d.text for d in deltas),
         token_ids=tuple(i for d in deltas for i in d.token_ids),
         finish_reason=last.finish_reason,
         usage=last.usage,
+        logprobs=tuple(p for d in deltas for p in d.logprobs),
+        prompt_logprobs=next((d.prompt_logprobs for d in deltas if d.prompt_logprobs is not None), None),
+        stop=last.stop,
+        reasoning="".join(d.reasoning for d in deltas),
+        tool_calls=join_calls(piece for d in deltas for piece in d.tool_calls),
+    )
+
+
+def join_calls(pieces: Iterable[ToolCallDelta]) -> tuple[ToolCall, ...]:
+    """The whole calls that pieces of them make."""
+    calls: dict[int, list[ToolCallDelta]] = {}
+    for piece in pieces:
+        calls.setdefault(piece.index, []).append(piece)
+    return tuple(
+        ToolCall(
+            id=next((p.id for p in of if p.id), ""),
+            name=next((p.name for p in of if p.name), ""),
+            arguments="".join(p.arguments for p in of),
+        )
+        for _, of in sorted(calls.items())
     )

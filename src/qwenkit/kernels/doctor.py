@@ -58,7 +58,7 @@ def report() -> list[Check]:
         ("torch threads", _threads),
         ("dtype", _dtype),
         ("gpu", _gpus),
-        ("decode kernel", _decode),
+        ("network", _decode),
         ("linear kernel", _linear),
         ("attention kernel", _attention),
         ("optional packages", _packages),
@@ -180,8 +180,8 @@ def _linear() -> Check:
 def _decode() -> Check:
     problem = native.problem()
     if problem:
-        return Check("decode kernel", "torch", "warn", f"several times slower than native: {problem}")
-    return Check("decode kernel", f"native ({native.isa_name()})", "ok", "one call a token")
+        return Check("network", "torch", "warn", f"several times slower than native: {problem}")
+    return Check("network", f"native ({native.isa_name()})", "ok", "one call a step")
 
 
 def _attention() -> Check:

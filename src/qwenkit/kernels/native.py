@@ -1,7 +1,7 @@
 """Loads the compiled CPU kernels (csrc/) and mirrors their C structs. Knows nothing of models.
 
-The library is optional: without it `library()` is None and `problem()` says why. QWENKIT_ISA=avx512, avx2, portable
-or reference forces an instruction set; reference turns the kernels off.
+The library is optional: without it `library()` is None and `problem()` says why. QWENKIT_ISA=amx, avx512, avx2,
+portable or reference forces an instruction set; reference turns the kernels off.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from qwenkit.core.environment import forced_isa
 from qwenkit.core.errors import InputError, did_you_mean
 
 _log = logging.getLogger("qwenkit")
-_ISAS = ("portable", "avx2", "avx512")  # in the order of QkIsa
-_ABI_VERSION = 1  # QK_ABI_VERSION of csrc/native.h
+_ISAS = ("portable", "avx2", "avx512", "amx")  # in the order of QkIsa
+_ABI_VERSION = 2  # QK_ABI_VERSION of csrc/native.h
 _NO_MEMORY = 2  # of QkStatus
 MAX_THREADS = 256
 
@@ -50,17 +50,37 @@ class Model(ctypes.Structure):
     )
 
 
-class Sequence(ctypes.Structure):
-    """QkSequence of csrc/native.h."""
+class Pool(ctypes.Structure):
+    """QkPool of csrc/native.h."""
 
     _fields_ = (
-        ("keys", _pointer),
-        ("values", _pointer),
-        ("capacity", ctypes.c_int64),
+        *((name, _pointer) for name in ("keys", "values", "key_scale", "value_scale")),
+        *((name, _pointer) for name in ("key_zero", "value_zero")),
+        ("int8", ctypes.c_int32),
+    )
+
+
+class Lora(ctypes.Structure):
+    """QkLora of csrc/native.h."""
+
+    _fields_ = (("rank", ctypes.c_int32), ("a", _pointer), ("b", _pointer))
+
+
+class Adapter(ctypes.Structure):
+    """QkAdapter of csrc/native.h."""
+
+    _fields_ = (("lora", ctypes.POINTER(Lora)), ("embed", _pointer), ("head", _pointer))
+
+
+class Span(ctypes.Structure):
+    """QkSpan of csrc/native.h."""
+
+    _fields_ = (
+        ("pages", _pointer),
         ("length", ctypes.c_int64),
-        ("cos", _pointer),
-        ("sin", _pointer),
-        ("query_scale", ctypes.c_float),
+        ("count", ctypes.c_int64),
+        *((name, _pointer) for name in ("cos", "sin", "query_scale")),
+        ("adapter", ctypes.POINTER(Adapter)),
     )
 
 
@@ -77,17 +97,19 @@ def _load() -> tuple[ctypes.CDLL | None, str]:
         if not _matches(loaded):
             return None, f"{path.name} was compiled for another version of qwenkit; install qwenkit again"
         loaded.qk_best_isa.restype = ctypes.c_int32
-        loaded.qk_decode.restype = ctypes.c_int32
-        loaded.qk_decode.argtypes = (
+        loaded.qk_forward.restype = ctypes.c_int32
+        loaded.qk_forward.argtypes = (
             ctypes.POINTER(Model),
+            ctypes.POINTER(Pool),
+            ctypes.c_int32,
+            ctypes.POINTER(Span),
+            _pointer,
             ctypes.c_int32,
             _pointer,
-            ctypes.POINTER(Sequence),
             _pointer,
-            ctypes.c_int32,
-            ctypes.c_int32,
+            *(ctypes.c_int32,) * 3,
         )
-        loaded.qk_decode.errcheck = _raise_for  # type: ignore[assignment]  # ctypes knows no types of arguments
+        loaded.qk_forward.errcheck = _raise_for  # type: ignore[assignment]  # ctypes knows no types of arguments
     except (OSError, AttributeError) as error:
         return None, f"{path.name} cannot be loaded ({error}); install qwenkit again"
     return loaded, ""
@@ -97,16 +119,19 @@ def _matches(loaded: ctypes.CDLL) -> bool:
     """Whether the library was compiled with the structs above: an older one would read wild addresses."""
     if not hasattr(loaded, "qk_abi"):
         return False
-    found = (ctypes.c_int64 * 4)()
+    found = (ctypes.c_int64 * 7)()
     loaded.qk_abi.argtypes, loaded.qk_abi.restype = (ctypes.POINTER(ctypes.c_int64),), None
     loaded.qk_abi(found)
-    return list(found) == [_ABI_VERSION, *(ctypes.sizeof(struct) for struct in (Layer, Model, Sequence))]
+    structs = (Layer, Model, Pool, Lora, Adapter, Span)
+    return list(found) == [_ABI_VERSION, *(ctypes.sizeof(struct) for struct in structs)]
 
 
 def _raise_for(status: int, _function: object, _arguments: object) -> int:
     """Turns lack of memory into an exception; the other statuses are for the caller."""
     if status == _NO_MEMORY:
-        raise MemoryError("no memory for one decode step; use a smaller batch or fewer threads")
+        raise MemoryError(
+            "no memory for one step; use a smaller batch, smaller pieces of prompts or fewer threads"
+        )
     return status
 
 
@@ -122,7 +147,7 @@ def library() -> ctypes.CDLL | None:
 
 @functools.cache
 def _warn_once(problem_text: str) -> None:
-    _log.warning("native CPU kernels are not in use, decoding is several times slower: %s", problem_text)
+    _log.warning("native CPU kernels are not in use, everything is several times slower: %s", problem_text)
 
 
 def problem() -> str:

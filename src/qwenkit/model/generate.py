@@ -18,7 +18,6 @@ from qwenkit.cache.dense import DenseCache
 from qwenkit.core.errors import InputError, NumericsError
 from qwenkit.core.types import FinishReason, SamplingParams
 from qwenkit.layers.rope import ntk_alpha
-from qwenkit.model.decode import native_decoder
 from qwenkit.model.sampling import Sampler
 from qwenkit.model.transformer import Span, Transformer
 
@@ -124,7 +123,6 @@ class BatchGenerator:
         max_batch_size: sequences decoded at once.
         prefill_chunk: tokens of a prompt read at once.
         vocab_size: ids from here on are padding of the embedding and never chosen; None: there are none.
-        native: False decodes with the plain network even where compiled kernels could.
     """
 
     def __init__(
@@ -138,9 +136,7 @@ class BatchGenerator:
         max_batch_size: int = 16,
         prefill_chunk: int = 512,
         vocab_size: int | None = None,
-        native: bool = True,
     ) -> None:
-        self._native = native_decoder(model) if native else None
         self._vocab_size = vocab_size
         self._model, self._eos = model, frozenset(eos_ids)
         self._max_batch_size, self._prefill_chunk = max_batch_size, prefill_chunk
@@ -187,8 +183,6 @@ class BatchGenerator:
         return self._choose(self._live, self._decode(ids, caches))
 
     def _decode(self, ids: list[int], caches: list[DenseCache]) -> Tensor:
-        if self._native is not None:
-            return self._native.step(ids, caches)
         spans = [Span(cache, 1) for cache in caches]
         logits: Tensor = self._model(torch.tensor(ids, device=self._model.device), spans)
         return logits

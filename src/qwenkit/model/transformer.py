@@ -20,6 +20,7 @@ from qwenkit.config.model import ModelConfig
 from qwenkit.core.errors import InputError
 from qwenkit.kernels import ops
 from qwenkit.layers.linear import Embedding, Linear
+from qwenkit.layers.lora import Adapter, AdapterRows, adapted, adapter_rows
 from qwenkit.layers.rope import RotaryTables, logn_scale
 
 
@@ -29,6 +30,8 @@ class Span:
 
     cache: KVCache
     count: int
+    adapter: Adapter | None = None
+    """LoRA weights of this sequence; None: the model alone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +45,8 @@ class AttentionInput:
     """(N, 1, r) float32"""
     query_scale: Tensor | None
     """(N, 1, 1) float32, LogN; None when every factor is 1."""
+    adapters: AdapterRows | None = None
+    """Whose rows have LoRA weights; None when no sequence has any."""
 
 
 class RMSNorm(nn.Module):
@@ -72,8 +77,8 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, meta: AttentionInput) -> Tensor:
         """(N, D) -> (N, D)"""
-        qkv = self.qkv(x).view(len(x), self.heads + 2 * self.kv_heads, self.head_dim)
-        qk, v = qkv.split_with_sizes(
+        qkv = adapted(self.qkv, x, meta.adapters, self.layer, "qkv")
+        qk, v = qkv.view(len(x), self.heads + 2 * self.kv_heads, self.head_dim).split_with_sizes(
             (self.heads + self.kv_heads, self.kv_heads), dim=1
         )  # (N, H + K, d), (N, K, d)
         if self.q_norm is not None and self.k_norm is not None:
@@ -82,33 +87,33 @@ class Attention(nn.Module):
         if meta.query_scale is not None:
             q = (q * meta.query_scale).to(x.dtype)
         if len(meta.spans) == 1:
-            return self._project(self._attend(meta.spans[0], q, k, v))
+            return self._project(self._attend(meta.spans[0], q, k, v), meta)
         counts = [span.count for span in meta.spans]
         parts = zip(meta.spans, *(torch.split_with_sizes(t, counts) for t in (q, k, v)), strict=True)
-        return self._project(torch.cat([self._attend(*part) for part in parts]))
+        return self._project(torch.cat([self._attend(*part) for part in parts]), meta)
 
     def _attend(self, span: Span, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         start = span.cache.length
         keys, values = span.cache.update(self.layer, k, v)  # (K, start + n, d)
         return ops.attend(q, keys, values, start, self.window)
 
-    def _project(self, x: Tensor) -> Tensor:
-        out: Tensor = self.out(x)
-        return out
+    def _project(self, x: Tensor, meta: AttentionInput) -> Tensor:
+        return adapted(self.out, x, meta.adapters, self.layer, "out")
 
 
 class FeedForward(nn.Module):
     """down(silu(gate(x)) * up(x))"""
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
+        self.layer = layer
         self.gate_up = Linear(config.hidden_size, 2 * config.ffn_size, bias=config.mlp_bias)
         self.down = Linear(config.ffn_size, config.hidden_size, bias=config.mlp_bias)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, adapters: AdapterRows | None = None) -> Tensor:
         """(N, D) -> (N, D)"""
-        out: Tensor = self.down(ops.swiglu(self.gate_up(x)))
-        return out
+        h = ops.swiglu(adapted(self.gate_up, x, adapters, self.layer, "gate_up"))  # (N, F)
+        return adapted(self.down, h, adapters, self.layer, "down")
 
 
 class Layer(nn.Module):
@@ -119,13 +124,14 @@ class Layer(nn.Module):
         self.attn_norm = RMSNorm(config.hidden_size, config.norm_eps)
         self.attn = Attention(config, index)
         self.ffn_norm = RMSNorm(config.hidden_size, config.norm_eps)
-        self.ffn = FeedForward(config)
+        self.ffn = FeedForward(config, index)
 
     def forward(self, x: Tensor, meta: AttentionInput, rows: Tensor | None = None) -> Tensor:
         """(N, D) -> (N, D), or (len(rows), D) when only these rows are wanted."""
         x = x + self.attn(self.attn_norm(x), meta)
         x = x if rows is None else x[rows]
-        return x.add_(self.ffn(self.ffn_norm(x)))  # in place: the sum above made x
+        adapters = meta.adapters and meta.adapters.select(rows)
+        return x.add_(self.ffn(self.ffn_norm(x), adapters))  # in place: the sum above made x
 
 
 class Transformer(nn.Module):
@@ -170,16 +176,29 @@ class Transformer(nn.Module):
         Raises:
             InputError: the counts do not add up, or an id is outside the vocabulary.
         """
+        states, adapters = self._run(token_ids, spans, rows)
+        logits: Tensor = self.head(states)
+        return logits if adapters is None else adapters.head(logits, states)
+
+    def hidden_states(self, token_ids: Tensor, spans: Sequence[Span], rows: Tensor | None = None) -> Tensor:
+        """As ``forward``, but what the head would get: (N or len(rows), D), the output of the last norm."""
+        return self._run(token_ids, spans, rows)[0]
+
+    def _run(
+        self, token_ids: Tensor, spans: Sequence[Span], rows: Tensor | None
+    ) -> tuple[Tensor, AdapterRows | None]:
+        """Hidden states, and which of their rows have an adapter."""
         self._check(token_ids, spans)
-        x = self.embed(token_ids)  # (N, D)
         meta = self._attention_input(spans)
+        x = self.embed(token_ids)  # (N, D)
+        if meta.adapters is not None:
+            x = meta.adapters.embed(x, token_ids)
         for layer in self.layers[:-1]:
             x = layer(x, meta)
         x = self.layers[-1](x, meta, rows)
         for span in spans:
             span.cache.advance(span.count)
-        logits: Tensor = self.head(self.norm(x))
-        return logits
+        return self.norm(x), meta.adapters and meta.adapters.select(rows)
 
     def _check(self, token_ids: Tensor, spans: Sequence[Span]) -> None:
         if token_ids.ndim != 1 or sum(s.count for s in spans) != len(token_ids):
@@ -206,4 +225,5 @@ class Transformer(nn.Module):
             scale = torch.cat(
                 [logn_scale(at, s.count, logn, self.device) for at, s in zip(starts, spans, strict=True)]
             )
-        return AttentionInput(spans, cos, sin, scale)
+        adapters = adapter_rows([s.count for s in spans], [s.adapter for s in spans], self.device)
+        return AttentionInput(spans, cos, sin, scale, adapters)

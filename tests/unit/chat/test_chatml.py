@@ -165,18 +165,28 @@ def test_no_generation_prompt(template: ChatMLTemplate) -> None:
     assert template.stop_token_sequences == ((151645,), (151644,))
 
 
+def test_a_reply_that_is_continued(template: ChatMLTemplate) -> None:
+    messages = [Message("user", "q"), Message("assistant", "It is ")]
+    prompt = template.render(messages, continue_final=True)
+    assert prompt == [*template.render(messages[:1]), "It is "]
+    with_tools = template.render(messages, tools=[ToolSpec(name="f")], continue_final=True)
+    assert with_tools[-1] == "Thought: I now know the final answer.\nFinal Answer: It is"
+
+
 @pytest.mark.parametrize(
     ("messages", "options", "what"),
     [
-        ([Message("tool", "1")], {}, "function calling"),
-        ([Message("function", "1")], {}, "function calling"),
-        (
-            [Message("assistant", tool_calls=(ToolCall(id="1", name="f", arguments="{}"),))],
-            {},
-            "function calling",
-        ),
-        ([Message("user", "q")], {"tools": [ToolSpec(name="f")]}, "function calling"),
         ([Message("user", "q")], {"enable_thinking": False}, "no option enable_thinking"),
+        ([Message("user", "q")], {"continue_final": True}, "the last is from user"),
+        ([], {"continue_final": True}, "the last is from nobody"),
+        (
+            [
+                Message("user", "q"),
+                Message("assistant", tool_calls=(ToolCall(id="", name="f", arguments=""),)),
+            ],
+            {"continue_final": True},
+            "with tool calls cannot be continued",
+        ),
     ],
 )
 def test_what_the_format_cannot_say(

@@ -286,19 +286,101 @@ def test_templates_that_never_end(tokenizer: HfTokenizer, source: str) -> None:
 
 def test_what_templates_can_use(tokenizer: HfTokenizer) -> None:
     source = (
-        "{% for m in messages %}\n  {% if m.role == 'tool' %}{% continue %}{% endif %}\n"
+        "{% for m in [1, messages[0]] %}\n  {% if m == 1 %}{% continue %}{% endif %}\n"
         "{{ eos_token }}{{ bos_token }}{{ strftime_now('%Y') | length }}{{ {'é': '<'} | tojson }}"
         "{{ [1] | tojson(indent=1) }}\n{% endfor %}\n{{ tools is none }}{{ level }}"
     )
     template = JinjaTemplate(source, tokenizer)
-    text = _text(tokenizer, template.render([Message("tool"), Message("user")], level=3))
+    text = _text(tokenizer, template.render([Message("user")], level=3))
     assert text == '<|im_end|>4{"é": "<"}[\n 1\n]\nTrue3'
 
 
 def test_a_template_of_its_own_for_tools(tokenizer: HfTokenizer) -> None:
-    template = JinjaTemplate("plain", tokenizer, tool_source="with {{ tools | length }}")
+    template = JinjaTemplate("plain", tokenizer, tool_source="{# <tool_call> #}with {{ tools | length }}")
     assert template.render([]) == ["plain"]
     assert template.render([], tools=[WEATHER]) == ["with 1"]
+
+
+CONTINUED = [Message("system", "S"), Message("user", "It is "), Message("assistant", " It is ")]
+
+
+def test_a_reply_that_is_continued(tokenizer: HfTokenizer, template: JinjaTemplate) -> None:
+    text = _text(tokenizer, template.render(CONTINUED, continue_final=True))
+    assert text.endswith(USER.format("It is ") + START + "<think>\n\n</think>\n\n It is ")
+    trimming = JinjaTemplate("{{ messages[2].content | trim }}, {{ messages[1].content }}", tokenizer)
+    assert trimming.render(CONTINUED, continue_final=True) == ["It is "]
+    cut_off = [CONTINUED[1], Message("assistant", "<think>\nhm\n</think>\n\nyes<|im_end|>", reasoning=None)]
+    segments = template.render(cut_off, continue_final=True)
+    assert _text(tokenizer, segments).endswith("<think>\nhm\n</think>\n\nyes<|im_end|>")
+    assert 258 not in tokenizer.encode_segments(segments)[-10:]
+    empty = template.render([Message("user", "q"), Message("assistant", "")], continue_final=True)
+    assert _text(tokenizer, empty) == USER.format("q") + START + "<think>\n\n</think>\n\n"
+
+
+@pytest.mark.parametrize(
+    "cut_off",
+    [
+        Message("assistant", "<think>\nha <|im_end|>lf"),
+        Message("assistant", reasoning="ha <|im_end|>lf"),
+        Message("assistant", "\n", reasoning="ha <|im_end|>lf"),
+    ],
+)
+def test_a_thought_that_is_continued(
+    tokenizer: HfTokenizer, source: str, template: JinjaTemplate, cut_off: Message
+) -> None:
+    messages = [Message("user", "q"), cut_off]
+    segments = template.render(messages, continue_final=True)
+    think = tokenizer.special_tokens["<think>"]
+    assert segments == [*template.render(messages[:1]), think, "\n", "ha <|im_end|>lf"]
+    opening = JinjaTemplate(source + "{{ '<think>\n' if add_generation_prompt }}", tokenizer)
+    assert _text(tokenizer, opening.render(messages, continue_final=True)) == _text(tokenizer, segments)
+
+
+def test_continuing_smollm2(smollm2_tokenizer: HfTokenizer) -> None:
+    template = choose_template(None, smollm2_tokenizer)
+    assert template is not None
+    assert template.render(CONTINUED, continue_final=True) == [
+        *template.render(CONTINUED[:2])[:-1],
+        "assistant\n It is ",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("source", "messages", "what"),
+    [
+        ("{{ messages[0].content }}", CONTINUED, "does not write the last message"),
+        ("{{ messages[0].content }}", CONTINUED[:2], "the last is from user"),
+        (
+            "{{ messages[0].content }}",
+            [Message("assistant", tool_calls=CALLS)],
+            "tool calls cannot be continued",
+        ),
+    ],
+)
+def test_what_cannot_be_continued(
+    tokenizer: HfTokenizer, source: str, messages: list[Message], what: str
+) -> None:
+    with pytest.raises(TemplateError, match=what):
+        JinjaTemplate(source, tokenizer).render(messages, continue_final=True)
+
+
+def test_results_in_the_order_of_their_calls(tokenizer: HfTokenizer, template: JinjaTemplate) -> None:
+    question, call = Message("user", "q"), Message("assistant", tool_calls=CALLS)
+    results = [Message("tool", "one", tool_call_id="1"), Message("function", "two", tool_call_id="2")]
+    text = _text(tokenizer, template.render([question, call, *results]))
+    assert text.index("one") < text.index("two")
+    assert _text(tokenizer, template.render([question, call, *reversed(results)])) == text
+    with pytest.raises(TemplateError, match="'3' answers no open call"):
+        template.render([question, call, Message("tool", tool_call_id="3")])
+
+
+def test_what_templates_say_of_themselves(template: JinjaTemplate, smollm2_tokenizer: HfTokenizer) -> None:
+    smollm2 = choose_template(None, smollm2_tokenizer)
+    assert smollm2 is not None
+    assert template.writes_thoughts
+    assert not smollm2.writes_thoughts
+    assert template.tool_format.name == smollm2.tool_format.name == "hermes"
+    assert smollm2.tool_format.stop == ()
 
 
 def test_an_option_the_template_does_not_know_is_refused(smollm2_tokenizer: HfTokenizer) -> None:

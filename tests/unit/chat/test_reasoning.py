@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import itertools
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qwenkit.chat.reasoning import ReasoningSplitter, split_reasoning
+from qwenkit.chat.reasoning import ReasoningSplitter, opens_thought, split_reasoning
 
 
 @pytest.mark.parametrize(
@@ -76,3 +78,24 @@ def test_cuts_do_not_matter(text: str, cuts: list[int], inside: bool) -> None:
     edges = sorted({0, len(text), *(cut % (len(text) + 1) for cut in cuts)})
     pieces = [text[a:b] for a, b in itertools.pairwise(edges)]
     assert _stream(pieces, starts_in_thought=inside) == _stream([text], starts_in_thought=inside)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "is_open"),
+    [
+        ([1, "assistant\n<think>\n"], True),
+        ([1, "assistant", "\n", 3, "\n"], True),
+        ([1, "assistant\n", "<think>\nhalf a thou"], True),
+        ([1, "assistant\n<think>\n\n</think>\n\n"], False),
+        ([1, "assistant\n"], False),
+        ([1, "user\n<think>", 2, "\n", 1, "assistant\n"], False),
+        ([1, "assistant\nThe tag <think>"], False),
+        (["Assistant: <think>\n"], True),
+        (["User: <think> Assistant:"], False),
+        ([], False),
+    ],
+)
+def test_whether_a_prompt_opens_a_thought(prompt: list[int | str], is_open: bool) -> None:
+    forms = {1: b"<|im_start|>", 2: b"<|im_end|>", 3: b"<think>"}
+    tokenizer: Any = SimpleNamespace(control_ids=frozenset({1, 2}), token_bytes=forms.__getitem__)
+    assert opens_thought(prompt, tokenizer) == is_open

@@ -27,8 +27,8 @@ def test_greedy() -> None:
 
 
 def test_out_of_range() -> None:
-    with pytest.raises(InputError, match="max_tokens=0"):
-        SamplingOptions(max_tokens=0).to_params()
+    with pytest.raises(InputError, match="max_tokens=-1"):
+        SamplingOptions(max_tokens=-1).to_params()
 
 
 def test_spread_through_typer() -> None:

@@ -16,6 +16,8 @@ NAMES = (
     "XDG_DATA_HOME",
     "QWENKIT_TRACEBACK",
     "QWENKIT_ISA",
+    "QWENKIT_API_KEY",
+    "OPENAI_API_KEY",
 )
 
 
@@ -75,3 +77,20 @@ def test_switches(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("QWENKIT_ISA", " AVX2 ")
     assert environment.wants_traceback()
     assert environment.forced_isa() == "avx2"
+
+
+def test_api_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert environment.api_key() is None
+    monkeypatch.setenv("OPENAI_API_KEY", "theirs")
+    assert environment.api_key() == "theirs"
+    monkeypatch.setenv("QWENKIT_API_KEY", "ours")
+    assert environment.api_key() == "ours"
+    monkeypatch.setenv("QWENKIT_API_KEY", "")
+    assert environment.api_key() == "theirs"
+
+
+def test_keys_of_a_server_stand_between_commas(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("QWENKIT_API_KEYS", raising=False)
+    assert environment.server_api_keys() == ()
+    monkeypatch.setenv("QWENKIT_API_KEYS", " one, two ,,")
+    assert environment.server_api_keys() == ("one", "two")

@@ -47,7 +47,7 @@ def expected(scores: torch.Tensor, prompt: list[int], params: SamplingParams) ->
 def ours(scores: torch.Tensor, prompt: list[int], params: SamplingParams) -> torch.Tensor:
     sampler = Sampler(params, prompt)
     values = scores.numpy()
-    ids, probs = candidates(sampler._penalised(values) if sampler._seen else values, params)
+    ids, probs = candidates(sampler._processed(values.copy()) if sampler._seen else values, params)
     out = torch.zeros(len(scores), dtype=torch.float64)
     out[torch.from_numpy(ids)] = torch.from_numpy(probs)
     return out

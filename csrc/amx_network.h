@@ -1,0 +1,184 @@
+// The network on AMX tiles, for bfloat16 models: what step.inc computes, with the tokens of all spans side by side in
+// tiles of sixteen. The residual stream is float32 (tile, i, token); inputs of products are bfloat16, packed as
+// amx_tiles.h wants them. A token's lane is computed on its own, so its numbers depend on its own sequence alone.
+//
+// Threads take pieces of each phase and meet before the next one. Each takes the next piece when it begins one, to
+// have its weights fetched ahead: memory, not arithmetic, is what a few tokens wait for.
+#pragma once
+#include "amx_attend.h"
+#include "amx_plan.h"
+
+namespace qk {
+namespace {
+
+constexpr int64_t kPackedBytes = 768 * 1024;  // packed inputs that stay in the second cache while weights pass
+constexpr int kTogether = 32;                 // and no more tiles than these at once
+
+template <class T>
+class Buffer {
+ public:
+  explicit Buffer(int64_t size = 0) : data_(new (std::align_val_t{64}) T[size]) {}
+  ~Buffer() { ::operator delete[](data_, std::align_val_t{64}); }
+  Buffer(const Buffer &) = delete;
+  Buffer &operator=(const Buffer &) = delete;
+  T *get() const { return data_; }
+
+ private:
+  T *data_;
+};
+
+// What each thread has to itself.
+struct Own {
+  Own(const QkModel &m, int64_t inputs)
+      : normed(static_cast<int64_t>(kOwnTiles) * m.hidden * kLanes),
+        results(static_cast<int64_t>(kTogether) * std::max(m.head_dim, 2 * kLanes) * kLanes),
+        padded(2 * kLanes * inputs),
+        sums(static_cast<int64_t>(kLanes) * m.head_dim * (m.heads / m.kv_heads)),
+        keys(kChunk * m.head_dim),
+        values(kChunk * m.head_dim),
+        progress(m.heads / m.kv_heads) {}
+
+  static constexpr int kOwnTiles = 2;  // up to so many are normed by every thread for itself
+  int phase = 0;
+
+  // Two tiles of results for a tile of tokens.
+  float *result(int tile) const { return results.get() + tile % kTogether * 2 * kTile; }
+
+  Buffer<uint16_t> normed;
+  Buffer<float> results;
+  Buffer<uint16_t> padded;  // rows of weights with zeros below
+  Buffer<float> sums;       // of attention, per query head
+  Buffer<uint16_t> keys, values;  // a chunk that was int8
+  std::vector<Progress> progress;
+  Scratch scratch;
+};
+
+class Network {
+ public:
+  explicit Network(const Forward &f)
+      : f_(f),
+        m_(*f.model),
+        plan_(f),
+        barrier_(f.threads),
+        counters_(16 * (m_.layers + 1)),
+        heads_(static_cast<int64_t>(m_.heads) * m_.head_dim),
+        x_(size(plan_.all.count, m_.hidden)),
+        wanted_x_(plan_.gathers ? size(plan_.wanted.count, m_.hidden) : 0),
+        normed_(size(most(), m_.hidden)),
+        attended_(size(plan_.all.count, heads_)),
+        inner_(size(most(), m_.ffn)),
+        low_rank_(std::max(plan_.all.low_rank_size, plan_.wanted.low_rank_size)),
+        queries_(size(plan_.all.count + 1, heads_)),
+        cos_(size(plan_.all.count, m_.rotary)),
+        sin_(size(plan_.all.count, m_.rotary)) {
+    // What no query writes is read all the same: it must not make arithmetic slow.
+    if (plan_.all.count > 0)
+      std::fill_n(attended_.get() + size(plan_.all.count - 1, heads_), size(1, heads_), static_cast<uint16_t>(0));
+    const int64_t inputs = std::max<int64_t>({m_.hidden, m_.ffn, heads_});
+    for (int t = 0; t < f.threads; ++t) own_.push_back(std::make_unique<Own>(m_, inputs));
+  }
+
+  void run(int thread) {
+    Own &own = *own_[thread];
+    configure_tiles();
+    pieces(plan_.all.count, [&](int tile, int) { embed(tile); }, own, thread);
+    const bool gathers = plan_.gathers;
+    for (int l = 0; l < m_.layers; ++l) {
+      const QkLayer &layer = m_.layer[l];
+      attention(layer, l, own, thread);
+      const bool last = gathers && l + 1 == m_.layers;
+      if (last) pieces(plan_.wanted.count, [&](int tile, int) { gather(tile); }, own, thread);
+      feed_forward(layer, l, last ? plan_.wanted : plan_.all, last ? wanted_x_.get() : x_.get(), own, thread);
+    }
+    output(gathers ? wanted_x_.get() : x_.get(), own, thread);
+    _tile_release();
+  }
+
+ private:
+  int64_t most() const { return std::max(plan_.all.count, plan_.wanted.count); }
+  static int64_t size(int64_t tiles, int64_t width) { return tiles * width * kLanes; }
+  static const uint16_t *at(const void *p) { return static_cast<const uint16_t *>(p); }
+
+  // Hands out 0 .. count - 1; work(number, the one after or -1). All threads meet at the end.
+  template <class Work>
+  void pieces(int count, const Work &work, Own &own, int thread) {
+    std::atomic<int> &taken = counters_[own.phase++];
+    for (int now = thread; now < count;) {
+      const int next = f_.threads + taken.fetch_add(1, std::memory_order_relaxed);
+      work(now, next < count ? next : -1);
+      now = next;
+    }
+    barrier_.wait();
+  }
+
+  // Weights of `inputs` numbers a row, in pairs of blocks of 16 rows; the second block lies `apart` rows further.
+  struct Matrix {
+    const uint16_t *weight;
+    int64_t inputs;
+    int pairs, apart;
+
+    Rows rows(int pair) const {
+      const uint16_t *first = weight + (apart == kLanes ? 2 : 1) * static_cast<int64_t>(pair) * kLanes * inputs;
+      return {first, first + apart * inputs};
+    }
+  };
+
+  // Tiles of tokens that are computed with the same weights at once.
+  static int together(int64_t inputs) {
+    const int64_t fit = kPackedBytes / (inputs * kLanes * 2) / 2 * 2;
+    return static_cast<int>(std::min<int64_t>(std::max<int64_t>(fit, 2), kTogether));
+  }
+
+  // All of a matrix times all tiles of packed inputs: to(pair, tile) is where two tiles of results go, or are added to,
+  // finish(pair, tile, results) takes them from there.
+  template <class To, class Finish>
+  void product(const Matrix &w, const uint16_t *packed, int tiles, bool add, const To &to, const Finish &finish,
+               Own &own, int thread) {
+    const int group = together(w.inputs);
+    pieces(w.pairs * ((tiles + group - 1) / group), [&](int piece, int next) {
+      const int pair = piece % w.pairs, first = piece / w.pairs * group, end = std::min(first + group, tiles);
+      const auto place = [&](int tile) { return to(pair, tile); };
+      multiply_all(w.rows(pair), w.inputs, packed, first, end, add, next < 0 ? Rows{} : w.rows(next % w.pairs), place);
+      for (int tile = first; tile < end; ++tile) finish(pair, tile, place(tile));
+    }, own, thread);
+  }
+
+  void embed(int tile);
+  void gather(int tile);
+  const uint16_t *normalised(const Tiles &tiles, const float *x, const void *weight, Own &own, int thread);
+  void low_rank(const Tiles &tiles, int layer, int part, const uint16_t *packed, int64_t inputs, Own &own, int thread);
+  void add_low_rank(const Tiles &tiles, int layer, int part, int tile, int64_t row, float *c) const;
+  void add_residual(const Tiles &tiles, const Matrix &w, const void *bias, int layer, int part, const uint16_t *packed,
+                    float *x, Own &own, int thread);
+  void attention(const QkLayer &layer, int number, Own &own, int thread);
+  void heads(const QkLayer &layer, int number, const uint16_t *packed, Own &own, int thread);
+  void place(const QkLayer &layer, int number, int head, int tile, float *x);
+  void place_query(int head, int tile, const float *x);
+  void place_key(const PageBlock &block, const Run &run, const float *x, const Levels &l) const;
+  void place_values(int number, int kv_head, int tile, const float *x) const;
+  void attend(const QkLayer &layer, int number, const Group &group, int kv_head, Own &own);
+  template <bool kInt8>
+  void read_chunk(int number, const Group &group, int kv_head, Chunk &chunk, Own &own) const;
+  void finish_tokens(const Group &group, int head, const Progress &p);
+  void finish_heads(const Group &group, int head, int count, const Progress &p);
+  void feed_forward(const QkLayer &layer, int number, const Tiles &tiles, float *x, Own &own, int thread);
+  void output(const float *x, Own &own, int thread);
+  void head(const void *table, const uint16_t *packed, Own &own, int thread);
+  void write_logits(int pair, int tile, uint16_t lanes, const float *c) const;
+  void write_hidden(const float *x, int tile) const;
+
+  const Forward &f_;
+  const QkModel &m_;
+  const Plan plan_;
+  Barrier barrier_;
+  std::vector<std::atomic<int>> counters_;
+  const int64_t heads_;  // numbers of all query heads of a token
+  Buffer<float> x_, wanted_x_;
+  Buffer<uint16_t> normed_, attended_, inner_, low_rank_;
+  Buffer<uint16_t> queries_;  // (token, head, i)
+  Buffer<float> cos_, sin_;   // (tile, i, token)
+  std::vector<std::unique_ptr<Own>> own_;
+};
+
+}  // namespace
+}  // namespace qk

@@ -1,0 +1,138 @@
+"""Opens a model in this process: finds it, fetches it if needed, checks it, loads it, and puts an engine around it."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from qwenkit.backends.base import BackendInfo
+from qwenkit.backends.local import LocalBackend
+from qwenkit.backends.options import LocalOptions, resolve_device, resolve_dtype
+from qwenkit.chat.template import choose_template
+from qwenkit.config.model import ModelConfig
+from qwenkit.core.errors import QwenkitError, TemplateError, TokenizerError
+from qwenkit.kernels.cpu import release_freed_memory
+from qwenkit.model.transformer import Transformer
+from qwenkit.tokenizer.base import Tokenizer
+from qwenkit.weights.load import Checkpoint, build_model, check_vocabulary, open_checkpoint
+from qwenkit.weights.sources import KNOWN, fetch
+from qwenkit.weights.tokenizer import tokenizer_of
+
+_log = logging.getLogger("qwenkit")
+_DEFAULT_WINDOW = 6144  # max_window_size of the released chat models
+
+
+def open_local(
+    model: str | Path,
+    options: LocalOptions,
+    *,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> LocalBackend:
+    """Finds, fetches if needed, checks and loads a model.
+
+    Args:
+        model: folder, .gguf file, built-in name, hub id or modelscope:ID.
+        options: how to run it.
+        on_progress: called with (bytes loaded, bytes in all).
+
+    Raises:
+        QwenkitError: any of its kinds, with one sentence that says what to do.
+    """
+    started = time.perf_counter()
+    device = resolve_device(options.device)
+    dtype = resolve_dtype(options.dtype, device)
+    if options.num_threads:
+        torch.set_num_threads(options.num_threads)
+    checkpoint = open_checkpoint(fetch(str(model)))
+    try:
+        config = _with_options(checkpoint, options)
+        tokenizer, error = _tokenizer_or_error(checkpoint)
+        if tokenizer is not None:
+            check_vocabulary(config, tokenizer.vocab_size)
+        network = build_model(checkpoint, device=device, dtype=dtype, config=config, on_progress=on_progress)
+    finally:
+        checkpoint.store.close()
+    template, template_error = None, None
+    if tokenizer is not None and checkpoint.generation.chat_format != "raw":
+        try:
+            template = choose_template(checkpoint.family.chat_format, tokenizer)
+        except TemplateError as malformed:  # raw text needs no template
+            template_error = malformed
+    info = _info(str(model), checkpoint, config, network, can_chat=template is not None)
+    info.details["load_seconds"] = time.perf_counter() - started
+    eos = checkpoint.generation.eos_ids or _eos_of(tokenizer)
+    backend = LocalBackend(
+        network,
+        info,
+        tokenizer=tokenizer,
+        template=template,
+        eos_ids=eos,
+        options=options,
+        family=checkpoint.family,
+    )
+    backend.tokenizer_error, backend.template_error = error, template_error
+    return backend
+
+
+def _tokenizer_or_error(checkpoint: Checkpoint) -> tuple[Tokenizer | None, QwenkitError | None]:
+    """A checkpoint without tokenizer files still runs on token ids; the error waits until text is asked for."""
+    try:
+        return tokenizer_of(checkpoint.path, checkpoint.metadata), None
+    except TokenizerError as error:
+        return None, error
+    finally:
+        # The vocabulary as text is large beside a small model, and weights come next.
+        checkpoint.metadata.clear()
+        release_freed_memory()
+
+
+def _eos_of(tokenizer: Tokenizer | None) -> tuple[int, ...]:
+    return () if tokenizer is None or tokenizer.eos_token_id is None else (tokenizer.eos_token_id,)
+
+
+def _with_options(checkpoint: Checkpoint, options: LocalOptions) -> ModelConfig:
+    config = checkpoint.config
+    if options.max_context is not None and options.max_context != config.context_length:
+        if options.max_context > config.context_length:
+            _log.warning(
+                "max_context=%d is beyond the %d tokens the model was made for; long input may go wrong",
+                options.max_context,
+                config.context_length,
+            )
+        config = dataclasses.replace(config, context_length=options.max_context)
+    if options.windows is not None:
+        config = dataclasses.replace(config, windows=tuple(options.windows))
+    return config
+
+
+def _info(
+    name: str, checkpoint: Checkpoint, config: ModelConfig, network: Transformer, *, can_chat: bool
+) -> BackendInfo:
+    generation = checkpoint.generation
+    defaults = generation.defaults
+    if name in KNOWN and KNOWN[name].sampling is not None:
+        defaults = KNOWN[name].sampling.over(defaults)  # type: ignore[union-attr]
+    window = generation.max_window_size or _DEFAULT_WINDOW
+    return BackendInfo(
+        model=name,
+        family=checkpoint.family.name,
+        context_length=config.context_length,
+        vocab_size=config.vocab_size,
+        dtype=str(network.dtype).removeprefix("torch."),
+        device=str(network.device),
+        can_chat=can_chat,
+        max_window_size=min(window, config.context_length * 3 // 4),
+        defaults=defaults,
+        details={
+            "path": str(checkpoint.path),
+            "format": checkpoint.format,
+            "quantisation": str(checkpoint.quant) if checkpoint.quant else None,
+            "num_params": config.num_params,
+            "threads": torch.get_num_threads(),
+        },
+    )

@@ -1,0 +1,1 @@
+"""Measuring: load on a server."""

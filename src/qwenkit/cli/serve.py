@@ -1,0 +1,260 @@
+"""``qwenkit serve``: the OpenAI API over HTTP."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from qwenkit.cli import loading, pipes
+from qwenkit.cli.options import ModelOptions, spread
+from qwenkit.cli.texts import EN
+from qwenkit.core.environment import server_api_keys
+from qwenkit.core.errors import InputError
+from qwenkit.core.lazy import import_extra
+
+if TYPE_CHECKING:
+    from qwenkit.backends.base import Backend, BackendInfo
+    from qwenkit.server.options import ServerOptions
+
+_MIB, _GIB = 2**20, 2**30
+
+
+def _option(panel: str, *names: str, text: str, metavar: str | None = None) -> Any:
+    return typer.Option(*names, metavar=metavar, help=text, rich_help_panel=panel)
+
+
+def _engine(*names: str, metavar: str | None = None, text: str) -> Any:
+    return _option("Engine", *names, metavar=metavar, text=text)
+
+
+def _server(*names: str, metavar: str | None = None, text: str) -> Any:
+    return _option("Server", *names, metavar=metavar, text=text)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineOptions:
+    """How many requests run together, and with how much memory."""
+
+    max_batch_size: Annotated[
+        int, _engine("--max-batch-size", metavar="N", text="Replies computed together; others wait.")
+    ] = 64
+    max_queue: Annotated[
+        int,
+        _engine("--max-queue", metavar="N", text="Replies that may wait; further requests get status 429."),
+    ] = 1024
+    prefill_chunk: Annotated[
+        int, _engine("--prefill-chunk", metavar="N", text="Tokens computed in one step.")
+    ] = 512
+    cache_gb: Annotated[
+        float | None,
+        _engine(
+            "--cache-gb", metavar="X", text="Memory of the key-value cache; else a part of what is free."
+        ),
+    ] = None
+    no_prefix_caching: Annotated[
+        bool,
+        _engine(
+            "--no-prefix-caching", text="Read every prompt anew, also where it begins like an earlier one."
+        ),
+    ] = False
+    lora: Annotated[
+        list[str] | None,
+        _engine(
+            "--lora",
+            metavar="NAME=PATH",
+            text="LoRA adapter to load, chosen by its name; repeat for several.",
+        ),
+    ] = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HttpOptions:
+    """Where the server listens, whom it answers, and how long it waits."""
+
+    host: Annotated[str, _server("--host", metavar="ADDRESS", text="0.0.0.0 lets other machines in.")] = (
+        "127.0.0.1"
+    )
+    port: Annotated[int, _server("--port", "-p", metavar="N", text="0 takes any free one.")] = 8000
+    served_model_name: Annotated[
+        list[str] | None,
+        _server(
+            "--served-model-name", metavar="NAME", text="Name of the model in requests; repeat for several."
+        ),
+    ] = None
+    api_key: Annotated[
+        list[str] | None,
+        _server("--api-key", metavar="KEY", text="Key that requests must carry; repeat for several."),
+    ] = None
+    api_key_file: Annotated[
+        Path | None, _server("--api-key-file", metavar="FILE", text="File with one key per line.")
+    ] = None
+    cors_origin: Annotated[
+        list[str] | None,
+        _server(
+            "--cors-origin",
+            metavar="ORIGIN",
+            text="Origin whose web pages may call; * for all; repeat for several.",
+        ),
+    ] = None
+    max_body_mb: Annotated[float, _server("--max-body-mb", metavar="X", text="Largest request body.")] = 16.0
+    request_timeout: Annotated[
+        float | None,
+        _server("--request-timeout", metavar="S", text="Seconds after which a request is aborted."),
+    ] = None
+    stall_timeout: Annotated[
+        float, _server("--stall-timeout", metavar="S", text="Seconds a client may leave a stream unread.")
+    ] = 60.0
+    drain_timeout: Annotated[
+        float,
+        _server("--drain-timeout", metavar="S", text="Seconds running requests get when the server stops."),
+    ] = 30.0
+    allow_lora_loading: Annotated[
+        bool,
+        _server("--allow-lora-loading", text="Let clients load adapters from folders of this machine."),
+    ] = False
+    no_access_log: Annotated[bool, _server("--no-access-log", text="Do not log a line per request.")] = False
+
+    def to_server_options(self) -> ServerOptions:
+        """The same as the server wants it.
+
+        Raises:
+            InputError: a value makes no sense, or the file of keys cannot be used.
+        """
+        from qwenkit.server.options import ServerOptions
+
+        keys = [*(self.api_key or ()), *server_api_keys()]
+        if self.api_key_file is not None:
+            found = _keys_in(self.api_key_file)
+            if not found:
+                raise InputError(f"{self.api_key_file} holds no key; write one per line")
+            keys += found
+        if not 0 < self.max_body_mb < 2**20:
+            raise InputError(f"--max-body-mb {self.max_body_mb} is not possible; use a number above 0")
+        return ServerOptions(
+            served_names=tuple(self.served_model_name or ()),
+            api_keys=tuple(dict.fromkeys(keys)),
+            cors_origins=tuple(self.cors_origin or ()),
+            max_body_bytes=max(int(self.max_body_mb * _MIB), 1),
+            request_timeout=self.request_timeout,
+            stall_timeout=self.stall_timeout,
+            drain_timeout=self.drain_timeout,
+            allow_lora_loading=self.allow_lora_loading,
+            has_access_log=not self.no_access_log,
+        )
+
+
+def _keys_in(file: Path) -> list[str]:
+    lines = pipes.decode(file.read_bytes(), str(file)).splitlines()
+    return [line.strip() for line in lines if line.strip() and not line.startswith("#")]
+
+
+@spread
+def serve(*, model: ModelOptions, engine: EngineOptions, http: HttpOptions) -> None:
+    """Serve a model over HTTP, as the OpenAI API. Ctrl-C lets running requests end; a second one does not."""
+    for module in ("fastapi", "uvicorn", "uvloop", "httptools", "prometheus_client"):
+        import_extra(module, "server")
+    from qwenkit.server.run import bind, serve, url_of
+
+    options = http.to_server_options()
+    adapters = [_adapter(text) for text in engine.lora or ()]
+    if not 0 <= http.port < 2**16:
+        raise InputError(f"--port {http.port} is not possible; use 0 to 65535")
+    listener = bind(http.host, http.port)  # before the model, which may take minutes
+    try:
+        backend = _open(model, engine)
+        try:
+            for name, path in adapters:
+                backend.load_adapter(name, path)
+            from qwenkit.server.app import create_app
+
+            _log_to_stderr()
+            url = url_of(listener)
+            serve(
+                create_app(backend, options),
+                listener,
+                on_start=lambda: _announce(backend, options, engine, url),
+            )
+        finally:
+            backend.close()
+    finally:
+        listener.close()
+
+
+def _adapter(text: str) -> tuple[str, str]:
+    name, sign, path = text.partition("=")
+    if not (name and sign and path):
+        raise InputError(f"--lora {text} is not possible; use NAME=PATH")
+    return name, path
+
+
+def _open(model: ModelOptions, engine: EngineOptions) -> Backend:
+    loading.fetch(model.model)
+    with loading.spinner(EN.loading.format(model=model.model)) as on_progress:
+        from qwenkit.backends.opening import open_local
+        from qwenkit.backends.options import LocalOptions
+
+        if engine.cache_gb is not None and not 0 < engine.cache_gb < 2**20:
+            raise InputError(f"--cache-gb {engine.cache_gb} is not possible; use a number above 0")
+        options = LocalOptions(
+            device=model.device,
+            dtype=model.dtype,
+            max_context=model.max_context,
+            num_threads=model.threads,
+            max_batch_size=engine.max_batch_size,
+            max_queue=engine.max_queue,
+            prefill_chunk=engine.prefill_chunk,
+            kv_cache=model.kv_cache,
+            deterministic=model.deterministic or None,
+            cache_memory=None if engine.cache_gb is None else int(engine.cache_gb * _GIB),
+            prefix_caching=not engine.no_prefix_caching,
+        )
+        return open_local(model.model, options, on_progress=on_progress)
+
+
+def _announce(backend: Backend, options: ServerOptions, engine: EngineOptions, url: str) -> None:
+    """What runs, with which limits, and where."""
+    keys = f"{len(options.api_keys)} keys" if options.api_keys else "no key needed"
+    limits = [
+        f"{engine.max_batch_size} replies together, {engine.max_queue} waiting",
+        f"bodies up to {options.max_body_bytes / _MIB:g} MB",
+        keys,
+    ]
+    lines = [describe(backend.info), *_cache(backend.info), f"limits: {'; '.join(limits)}"]
+    if backend.adapters:
+        lines.append(f"adapters: {', '.join(backend.adapters)}")
+    lines.append(f"serving on {url}")
+    if not options.api_keys and "//127." not in url and "//[::1]" not in url:
+        lines.append("anyone who reaches this address can use the model; --api-key changes that")
+    print("\n".join(lines), flush=True)
+
+
+def _cache(info: BackendInfo) -> list[str]:
+    found = info.details.get("cache")
+    if found is None:
+        return []
+    alike = "replies do not" if info.details.get("deterministic") else "rounding may make replies"
+    size = f"{found['tokens']:,} tokens in up to {found['bytes'] / _GIB:.1f} GiB as {found['type']}"
+    return [f"cache: {size}; {alike} depend on the batch"]
+
+
+def describe(info: BackendInfo) -> str:
+    """One line on a model and how it runs."""
+    facts = [info.model, info.dtype, info.device, f"context {info.context_length}"]
+    for name in ("format", "quantisation", "kernels", "threads"):
+        if (value := info.details.get(name)) is not None:
+            facts.append(f"{name} {value}")
+    return "model: " + " · ".join(facts)
+
+
+def _log_to_stderr() -> None:
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    logger = logging.getLogger("qwenkit")
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    logger.propagate = False

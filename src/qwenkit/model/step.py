@@ -1,0 +1,251 @@
+"""One forward call of the network over the new tokens of many sequences: native where possible, else plain torch.
+
+A small model is bound by the overhead of a few hundred small operations and by how fast weights are read; one native
+call removes the first and reads weights at memory speed. Activations are float32 inside, so the result is at least as
+exact as the plain path's. Knows nothing of sampling or of who owns which page.
+"""
+
+from __future__ import annotations
+
+import array
+import ctypes
+import weakref
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from qwenkit.cache.paged import PagedCache, PagePool
+from qwenkit.core.errors import InputError
+from qwenkit.kernels import native
+from qwenkit.kernels.cpu import usable_cores
+from qwenkit.layers.lora import PARTS, Adapter
+from qwenkit.layers.rope import logn_scale
+from qwenkit.model.transformer import Layer, Span, Transformer
+
+_TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+
+
+class Forward(Protocol):
+    """Runs new tokens of sequences whose caches are in one pool."""
+
+    @property
+    def name(self) -> str:
+        """What computes, for people."""
+
+    @property
+    def is_deterministic(self) -> bool:
+        """Whether a sequence gets the same numbers whatever else is in the call and however it is cut into calls."""
+
+    def __call__(
+        self, token_ids: Sequence[int], spans: Sequence[Span], rows: Sequence[int], *, hidden: bool = False
+    ) -> Tensor:
+        """Runs the new tokens, stores their keys and values and advances the caches.
+
+        Args:
+            token_ids: of all spans, one after the other.
+            spans: one per sequence; their counts add up to the number of tokens.
+            rows: which of the tokens to return something for.
+            hidden: the output of the last norm instead of logits.
+
+        Returns:
+            (len(rows), V) or, with ``hidden``, (len(rows), D), float32.
+
+        Raises:
+            InputError: counts, rows, ids or pages do not fit together; nothing was stored.
+        """
+
+
+def make_forward(model: Transformer, pool: PagePool) -> Forward:
+    """The native forward where it can be used: on the CPU, with compiled kernels, not in float64; else plain torch."""
+    library = native.library() if model.device.type == "cpu" and model.dtype in _TYPES else None
+    return PlainForward(model) if library is None else NativeForward(model, pool, library)
+
+
+class PlainForward:
+    """The network in plain torch, on any device."""
+
+    name = "torch"
+    is_deterministic = False
+
+    def __init__(self, model: Transformer) -> None:
+        self._network = model
+
+    @torch.inference_mode()
+    def __call__(
+        self, token_ids: Sequence[int], spans: Sequence[Span], rows: Sequence[int], *, hidden: bool = False
+    ) -> Tensor:
+        """See Forward."""
+        _check(token_ids, spans, rows, self._network.config.vocab_size)
+        device = self._network.device
+        ids, wanted = (torch.tensor(n, dtype=torch.int64, device=device) for n in (token_ids, rows))
+        run = self._network.hidden_states if hidden else self._network
+        out: Tensor = run(ids, spans, wanted)
+        return out.float()
+
+
+class NativeForward:
+    """The network in one call of the compiled kernels. Build it with ``make_forward``."""
+
+    is_deterministic = True
+
+    def __init__(self, model: Transformer, pool: PagePool, library: ctypes.CDLL) -> None:
+        if pool.dtype != model.dtype:
+            raise InputError(
+                f"a pool of {pool.dtype} does not fit a model of {model.dtype}; make it of the same"
+            )
+        self._network, self._pages, self._library = model, pool, library
+        self._isa = native.isa()
+        self.name = f"native {native.isa_name()}"
+        self._kept: list[Tensor] = []  # what the C structs point to
+        self._adapters: weakref.WeakKeyDictionary[Adapter, _NativeAdapter] = weakref.WeakKeyDictionary()
+        self._pool = _native_pool(pool)
+        config = model.config
+        layers = (native.Layer * config.num_layers)()
+        for out, layer in zip(layers, model.layers, strict=True):
+            assert isinstance(layer, Layer)
+            self._fill(out, layer)
+        self._model = native.Model(
+            type=_TYPES[model.dtype],
+            layers=config.num_layers,
+            hidden=config.hidden_size,
+            heads=config.num_heads,
+            kv_heads=config.num_kv_heads,
+            head_dim=config.head_dim,
+            ffn=config.ffn_size,
+            vocab=config.vocab_size,
+            rotary=config.rope.dim,
+            eps=config.norm_eps,
+            embed=self._address(model.embed.weight),
+            norm=self._address(model.norm.weight),
+            head=self._address(model.head.weight),
+            layer=layers,
+        )
+
+    def _fill(self, out: native.Layer, layer: Layer) -> None:
+        linears = {
+            "qkv": layer.attn.qkv,
+            "out": layer.attn.out,
+            "gate_up": layer.ffn.gate_up,
+            "down": layer.ffn.down,
+        }
+        for name, linear in linears.items():
+            setattr(out, f"{name}_weight", self._address(linear.weight))
+            setattr(out, f"{name}_bias", self._address(linear.bias))
+        norms: dict[str, nn.Module | None] = {"attn_norm": layer.attn_norm, "ffn_norm": layer.ffn_norm}
+        norms |= {"q_norm": layer.attn.q_norm, "k_norm": layer.attn.k_norm}
+        for name, norm in norms.items():
+            setattr(out, name, None if norm is None else self._address(norm.weight))
+        out.window = layer.attn.window or 0
+
+    def _address(self, tensor: object) -> int | None:
+        if tensor is None:
+            return None
+        assert isinstance(tensor, Tensor)
+        assert tensor.is_contiguous()
+        # Detached, so that moving the network elsewhere does not free what the C structs point to.
+        self._kept.append(tensor.detach())
+        return tensor.data_ptr()
+
+    @torch.inference_mode()
+    def __call__(
+        self, token_ids: Sequence[int], spans: Sequence[Span], rows: Sequence[int], *, hidden: bool = False
+    ) -> Tensor:
+        """See Forward."""
+        config = self._network.config
+        _check(token_ids, spans, rows, config.vocab_size)
+        structs = (native.Span * len(spans))()
+        keep = [self._span(out, span) for out, span in zip(structs, spans, strict=True)]
+        ids, wanted = np.array(token_ids, dtype=np.int64), np.array(rows, dtype=np.int64)
+        out = torch.empty(len(rows), config.hidden_size if hidden else config.vocab_size)
+        threads = max(1, min(torch.get_num_threads(), usable_cores(), native.MAX_THREADS))
+        failed = self._library.qk_forward(
+            ctypes.byref(self._model),
+            ctypes.byref(self._pool),
+            len(spans),
+            structs,
+            ids.ctypes.data,
+            len(rows),
+            wanted.ctypes.data,
+            out.data_ptr(),
+            hidden,
+            threads,
+            self._isa,
+        )
+        assert not failed, "the instruction set was checked before"
+        del keep
+        for span in spans:
+            span.cache.advance(span.count)
+        return out
+
+    def _span(self, out: native.Span, span: Span) -> tuple[object, ...]:
+        """Fills the C struct of one span; what is returned must live through the call."""
+        cache = span.cache
+        if not isinstance(cache, PagedCache) or cache.pool is not self._pages:
+            raise InputError(
+                "a cache of another pool was given; use pages of the pool this forward was made for"
+            )
+        cache.check_room(span.count)
+        pages = array.array("i", cache.pages)
+        position = cache.offset + cache.length
+        cos, sin = self._network.rotary_rows(position, span.count, cache.alpha)
+        logn, scale = self._network.config.logn_length, None
+        if logn is not None and position + span.count > logn:
+            scale = logn_scale(position, span.count, logn, cos.device)
+        out.pages, out.length, out.count = pages.buffer_info()[0], cache.length, span.count
+        out.cos, out.sin = cos.data_ptr(), sin.data_ptr()
+        out.query_scale = None if scale is None else scale.data_ptr()
+        adapter = None if span.adapter is None else self._adapter(span.adapter)
+        if adapter is not None:
+            out.adapter = ctypes.pointer(adapter.struct)
+        return pages, cos, sin, scale, adapter
+
+    def _adapter(self, adapter: Adapter) -> _NativeAdapter:
+        found = self._adapters.get(adapter)
+        if found is None:
+            found = self._adapters[adapter] = _NativeAdapter(adapter, self._network.dtype)
+        return found
+
+
+class _NativeAdapter:
+    """The C structs of one adapter, and the tensors they point to."""
+
+    def __init__(self, adapter: Adapter, dtype: torch.dtype) -> None:
+        self._dtype = dtype
+        self._kept: list[Tensor] = []
+        lora = (native.Lora * (len(PARTS) * len(adapter.layers)))()
+        for i, layer in enumerate(adapter.layers):
+            for j, part in enumerate(PARTS):
+                if (weights := layer.get(part)) is not None:
+                    a, b = self._address(weights.a), self._address(weights.b)
+                    lora[len(PARTS) * i + j] = native.Lora(rank=len(weights.a), a=a, b=b)
+        self.struct = native.Adapter(
+            lora=lora, embed=self._address(adapter.embed), head=self._address(adapter.head)
+        )
+
+    def _address(self, tensor: Tensor | None) -> int | None:
+        if tensor is None:
+            return None
+        tensor = tensor.detach().to(device="cpu", dtype=self._dtype).contiguous()
+        self._kept.append(tensor)
+        return tensor.data_ptr()
+
+
+def _native_pool(pool: PagePool) -> native.Pool:
+    names = ("keys", "values", "key_scale", "value_scale", "key_zero", "value_zero")
+    return native.Pool(**{name: getattr(pool, name).data_ptr() for name in names}, int8=pool.int8)
+
+
+def _check(token_ids: Sequence[int], spans: Sequence[Span], rows: Sequence[int], vocab_size: int) -> None:
+    counts = [span.count for span in spans]
+    if sum(counts) != len(token_ids) or min(counts, default=1) < 1:
+        raise InputError(
+            f"{len(token_ids)} token ids do not match spans of {counts} tokens; give every span its own"
+        )
+    if token_ids and not 0 <= min(token_ids) <= max(token_ids) < vocab_size:
+        bad = next(i for i in token_ids if not 0 <= i < vocab_size)
+        raise InputError(f"token id {bad} is outside the model's vocabulary of {vocab_size}")
+    if rows and not 0 <= min(rows) <= max(rows) < len(token_ids):
+        raise InputError(f"rows {min(rows)} to {max(rows)} were asked for; there are {len(token_ids)} tokens")

@@ -1,0 +1,205 @@
+"""What the fields of an OpenAI request mean for the engine: sampling, the form of the answer, and what is refused."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+from qwenkit.core.errors import InputError
+from qwenkit.core.sampling import MAX_LOGPROBS, MAX_SAMPLES
+from qwenkit.core.types import Constraint, SamplingParams
+from qwenkit.server.bodies import Body
+from qwenkit.server.errors import refuse
+from qwenkit.server.openai_schema import ResponseFormatBody, SamplingBody, StructuredOutputsBody
+
+V = TypeVar("V")
+MAX_STOPS = 64
+_MAX_STOP_LENGTH = 1000
+_STORED = "replies are not stored here; leave store out"
+REFUSED: dict[str, tuple[tuple[Any, ...], str]] = {
+    "audio": ((), "this model reads and writes text only; leave audio out"),
+    "modalities": ((["text"],), 'this model answers with text only; use modalities ["text"] or leave it out'),
+    "web_search_options": ((), "web search is not offered here; leave web_search_options out"),
+    "moderation": ((), "moderation is not offered here; leave it out"),
+    "store": ((False,), _STORED),
+    "suffix": (("",), "filling in before a suffix is not offered here; leave suffix out"),
+    "use_beam_search": ((False,), "beam search is not offered here; leave use_beam_search out"),
+    "chat_template": ((), "a request cannot bring its own chat template; leave chat_template out"),
+    "logits_processors": (([],), "logits processors are not offered here; leave them out"),
+    "truncate_prompt_tokens": ((), "prompts are never truncated here; shorten the prompt yourself"),
+    "service_tier": (("auto", "default"), 'there is one service tier; use "auto" or leave service_tier out'),
+}
+"""Fields that would change the answer and are not offered: harmless values, and what to say to others."""
+
+
+def check_refused(body: Body) -> None:
+    """Refuses fields that cannot be honoured.
+
+    Raises:
+        ApiError: there is one.
+    """
+    for name, value in (body.model_extra or {}).items():
+        harmless, sentence = REFUSED.get(name, ((value,), ""))
+        if value is not None and value not in harmless:
+            raise refuse(sentence, name, "unsupported_field")
+
+
+def either(value: V | None, default: V) -> V:
+    """``value``, or the default where it is null or missing."""
+    return default if value is None else value
+
+
+def sampling_params(
+    body: SamplingBody,
+    *,
+    max_tokens: int | None,
+    logprobs: int | None,
+    prompt_logprobs: int | None,
+    constraint: Constraint | None,
+    vocab_size: int,
+) -> SamplingParams:
+    """The engine's settings for a body.
+
+    Raises:
+        ApiError: a value is out of range; ``param`` names the field.
+    """
+    _check_names(body)
+    try:
+        return SamplingParams(
+            n=either(body.n, 1),
+            max_tokens=max_tokens,
+            min_tokens=either(body.min_tokens, 0),
+            temperature=body.temperature,
+            top_k=0 if body.top_k == -1 else body.top_k,  # both turn it off among servers
+            top_p=body.top_p,
+            min_p=body.min_p,
+            repetition_penalty=body.repetition_penalty,
+            frequency_penalty=body.frequency_penalty,
+            presence_penalty=body.presence_penalty,
+            logit_bias=_logit_bias(body.logit_bias or {}, vocab_size),
+            bad_words=_texts(body.bad_words),
+            allowed_token_ids=_ids("allowed_token_ids", body.allowed_token_ids, vocab_size),
+            constraint=constraint,
+            # seeds are 64 bits with a sign in this protocol
+            seed=None if body.seed is None else body.seed & (2**63 - 1),
+            stop=_texts(body.stop),
+            stop_token_ids=_ids("stop_token_ids", body.stop_token_ids, vocab_size) or (),
+            ignore_eos=either(body.ignore_eos, False),
+            include_stop=either(body.include_stop_str_in_output, False),
+            skip_special_tokens=either(body.skip_special_tokens, True),
+            logprobs=logprobs,
+            prompt_logprobs=prompt_logprobs,
+        )
+    except InputError as error:
+        name = str(error).partition("=")[0].partition(" ")[0].partition("[")[0]
+        raise refuse(str(error), name if name in type(body).model_fields else None, "invalid_value") from None
+
+
+def _check_names(body: SamplingBody) -> None:
+    stops = _texts(body.stop)
+    if len(stops) > MAX_STOPS or any(len(s) > _MAX_STOP_LENGTH for s in stops):
+        limit = f"at most {MAX_STOPS} texts of {_MAX_STOP_LENGTH} characters"
+        raise refuse(f"stop holds too much; use {limit}", "stop", "invalid_value")
+    if body.n is not None and not 1 <= body.n <= MAX_SAMPLES:
+        raise refuse(
+            f"n={body.n} is not possible; use a whole number from 1 to {MAX_SAMPLES}", "n", "invalid_value"
+        )
+    if body.seed is not None and not -(2**63) <= body.seed < 2**63:
+        raise refuse(f"seed={body.seed} does not fit 64 bits; use a smaller number", "seed", "invalid_value")
+    if body.stream_options is not None and not body.stream:
+        raise refuse("stream_options needs stream=true; leave it out, or stream", "stream_options")
+    if body.prompt_logprobs is not None and body.stream:
+        raise refuse("prompt_logprobs cannot be streamed; leave one of the two out", "prompt_logprobs")
+
+
+def _texts(value: str | list[str] | None) -> tuple[str, ...]:
+    return (value,) if isinstance(value, str) else tuple(value or ())
+
+
+def _ids(name: str, ids: list[int] | None, vocab_size: int) -> tuple[int, ...] | None:
+    for token_id in ids or ():
+        if not 0 <= token_id < vocab_size:
+            raise refuse(
+                f"{name} holds {token_id}; token ids go from 0 to {vocab_size - 1}", name, "invalid_value"
+            )
+    return None if ids is None else tuple(ids)
+
+
+def _logit_bias(bias: Mapping[str, float], vocab_size: int) -> dict[int, float]:
+    for key in bias:
+        if not (key.isascii() and key.isdigit() and len(key) < 10 and int(key) < vocab_size):
+            sentence = f"logit_bias holds {key[:40]!r}; its keys are token ids from 0 to {vocab_size - 1}"
+            raise refuse(sentence, "logit_bias", "invalid_value")
+    return {int(key): value for key, value in bias.items()}
+
+
+def check_logprobs(name: str, value: int | None) -> int | None:
+    """``value``, if it is a possible number of alternatives.
+
+    Raises:
+        ApiError: it is not.
+    """
+    if value is not None and not 0 <= value <= MAX_LOGPROBS:
+        sentence = f"{name}={value} is not possible; use a whole number from 0 to {MAX_LOGPROBS}"
+        raise refuse(sentence, name, "invalid_value")
+    return value
+
+
+def constraint_of(body: SamplingBody) -> Constraint | None:
+    """The form that a body wants of its answer, whichever field says so.
+
+    Raises:
+        ApiError: two fields say something, or one makes no sense.
+    """
+    found: dict[str, Constraint] = {}
+    try:
+        if body.guided_json is not None:
+            found["guided_json"] = Constraint(kind="json_schema", value=body.guided_json)
+        if body.guided_regex is not None:
+            found["guided_regex"] = Constraint(kind="regex", value=body.guided_regex)
+        if body.guided_choice is not None:
+            found["guided_choice"] = Constraint(kind="choice", value=body.guided_choice)
+        if body.guided_grammar is not None:
+            found["guided_grammar"] = Constraint(kind="grammar", value=body.guided_grammar)
+        if body.structured_outputs is not None:
+            found["structured_outputs"] = _structured(body.structured_outputs)
+        if body.response_format is not None and (form := _response_format(body.response_format)) is not None:
+            found["response_format"] = form
+    except InputError as error:
+        raise refuse(str(error), code="invalid_value") from None
+    if len(found) > 1:
+        sentence = f"{' and '.join(found)} contradict each other; give only one of them"
+        raise refuse(sentence, next(reversed(found)))
+    return next(iter(found.values()), None)
+
+
+def _structured(body: StructuredOutputsBody) -> Constraint:
+    options: dict[str, tuple[Any, Any]] = {
+        "json": ("json_schema", body.json_),
+        "regex": ("regex", body.regex),
+        "choice": ("choice", body.choice),
+        "grammar": ("grammar", body.grammar),
+        "json_object": ("json_object", body.json_object or None),
+    }
+    given = {name: kind_value for name, kind_value in options.items() if kind_value[1] is not None}
+    if len(given) != 1:
+        wanted = "exactly one of json, regex, choice, grammar and json_object"
+        sentence = f"structured_outputs needs {wanted}, got {' and '.join(given) or 'none'}"
+        raise refuse(sentence, "structured_outputs")
+    ((kind, value),) = given.values()
+    return Constraint(kind=kind, value=None if kind == "json_object" else value)
+
+
+def _response_format(body: ResponseFormatBody) -> Constraint | None:
+    if body.type == "text":
+        return None
+    if body.type == "json_object":
+        return Constraint(kind="json_object")
+    if body.type != "json_schema":
+        sentence = f"response_format.type={body.type!r:.80} is unknown; use text, json_object or json_schema"
+        raise refuse(sentence, "response_format.type", "invalid_value")
+    if body.json_schema is None:
+        sentence = "response_format.json_schema is missing; it is required for the type json_schema"
+        raise refuse(sentence, "response_format.json_schema", "missing_field")
+    schema = body.json_schema.schema_
+    return Constraint(kind="json_object") if schema is None else Constraint(kind="json_schema", value=schema)
