@@ -47,7 +47,7 @@ def through_http(url: str, concurrency: int, requests: int, seed: int) -> float:
     options += ["--temperature", 0, "--prompt-tokens", PROMPT, "--output-tokens", OUTPUT, "--json", "-"]
     command = [*QWENKIT, "bench", "serve", url, *map(str, options)]
     done = subprocess.run(command, check=True, capture_output=True, text=True)
-    return float(json.loads(done.stdout)["output_tokens_per_second"])
+    return float(json.loads(done.stdout)["report"]["output_tokens_per_second"])
 
 
 def bare(llm: LLM, requests: int, seed: int) -> float:

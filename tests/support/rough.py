@@ -104,7 +104,7 @@ def rough_server(model: Path, *options: str, port: int = 0) -> Iterator[RoughSer
             stderr=errors,
             text=True,
             cwd=ROOT,
-            env=environment(OMP_NUM_THREADS=None),
+            env=environment(),
         )
         try:
             assert process.stdout is not None

@@ -12,12 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from qwenkit.cache import PAGE_SIZE as PAGE_SIZE
 from qwenkit.cache.int8 import dequantise, quantise
 from qwenkit.config.model import ModelConfig
 from qwenkit.core.errors import InputError
-
-PAGE_SIZE = 32
-"""Tokens in a page."""
 
 
 def _paired(dtype: torch.dtype, int8: bool) -> bool:

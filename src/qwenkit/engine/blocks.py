@@ -12,8 +12,7 @@ from array import array
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 
-PAGE_SIZE = 32
-"""Tokens in a page."""
+from qwenkit.cache import PAGE_SIZE as PAGE_SIZE
 
 
 def page_digest(parent: bytes, token_ids: Sequence[int]) -> bytes:

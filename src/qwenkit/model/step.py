@@ -98,6 +98,7 @@ class NativeForward:
             )
         self._network, self._pages, self._library = model, pool, library
         self._isa = native.isa()
+        self._cores = min(usable_cores(), native.MAX_THREADS)  # asking the system takes as long as a layer
         self.name = f"native {native.isa_name()}"
         self._kept: list[Tensor] = []  # what the C structs point to
         self._adapters: weakref.WeakKeyDictionary[Adapter, _NativeAdapter] = weakref.WeakKeyDictionary()
@@ -160,7 +161,7 @@ class NativeForward:
         keep = [self._span(out, span) for out, span in zip(structs, spans, strict=True)]
         ids, wanted = np.array(token_ids, dtype=np.int64), np.array(rows, dtype=np.int64)
         out = torch.empty(len(rows), config.hidden_size if hidden else config.vocab_size)
-        threads = max(1, min(torch.get_num_threads(), usable_cores(), native.MAX_THREADS))
+        threads = max(1, min(torch.get_num_threads(), self._cores))
         failed = self._library.qk_forward(
             ctypes.byref(self._model),
             ctypes.byref(self._pool),

@@ -13,7 +13,7 @@ from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from qwenkit.server.errors import ApiError
+from qwenkit.server.errors import ApiError, shutting_down
 from qwenkit.server.gate import Gate
 
 _HEAD_SECONDS = 30.0
@@ -93,6 +93,12 @@ class Connection(HttpToolsProtocol):
         """See uvicorn."""
         super().timeout_keep_alive_handler()
         self._watch_close()
+
+    def shutdown(self) -> None:
+        """See uvicorn: the server stops, and does not wait for the rest of a request."""
+        if self._is_answering and self.cycle.more_body and not self.pipeline:
+            self._refuse(503, shutting_down().message)
+        super().shutdown()
 
     def pause_writing(self) -> None:
         """See asyncio.Protocol: the client does not read as fast as the answer comes."""

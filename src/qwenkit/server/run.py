@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import logging
 import os
+import resource
 import signal
 import socket
 import sys
@@ -21,6 +22,7 @@ from qwenkit.server.gate import Gate
 
 _log = logging.getLogger("qwenkit.server")
 _BACKLOG = 1024
+_MAX_FILES = 65536
 _KEEP_ALIVE = 75
 """Seconds an idle connection stays open: longer than clients and proxies keep theirs, so that theirs end first."""
 _SWITCH_INTERVAL = 0.0005
@@ -143,9 +145,19 @@ def serve(app: Gate, listener: socket.socket, *, on_start: Callable[[], None] | 
     """
     # Uvicorn's own complaints are about clients; ours are logged where they arise.
     logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)
+    _allow_connections()
     before = sys.getswitchinterval()
     sys.setswitchinterval(_SWITCH_INTERVAL)
     try:
         Server(app, on_start=on_start).run(sockets=[listener])
     finally:
         sys.setswitchinterval(before)
+
+
+def _allow_connections() -> None:
+    """Each connection is an open file, of which processes may often have just 1,024 unless they ask for more."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = _MAX_FILES if hard == resource.RLIM_INFINITY else min(hard, _MAX_FILES)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        with contextlib.suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))

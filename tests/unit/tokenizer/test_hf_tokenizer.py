@@ -333,3 +333,11 @@ def test_truncation_in_the_file_is_ignored(tmp_path: Path) -> None:
     library.enable_padding(length=8)
     library.save(str(tmp_path / "tokenizer.json"))
     assert len(load_tokenizer_files(tmp_path).encode("a b c d e")) == 9
+
+
+@pytest.mark.parametrize("length", [9_999, 10_000, 50_000])
+def test_long_texts_are_read_like_short_ones(qwen: HfTokenizer, llama: HfTokenizer, length: int) -> None:
+    text = ("the quick  brown fox\n你好 naïve think 1234 " * 2000)[:length]
+    for tokenizer in (qwen, llama):
+        plain = tokenizer._plain()[0]
+        assert tokenizer.encode(text) == plain.encode(text, add_special_tokens=False).ids
