@@ -8,19 +8,19 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
 from qwenkit.backends.scripted import ScriptedBackend
 from qwenkit.cli import loading, tokens
 from qwenkit.cli.main import run
-from qwenkit.core.types import Delta, Request
 
 
 class ByteTokenizer:
     """Every byte is a token; enough of a tokenizer for raw completion."""
 
+    vocab_size = 256
     bos_token_id = None
     add_bos = False
     special_tokens: ClassVar[dict[str, int]] = {}
@@ -39,17 +39,8 @@ class SlowBackend(ScriptedBackend):
     """Waits a little before each delta, as a model does, and has a tokenizer."""
 
     def __init__(self, replies: Sequence[str], *, chunk: int, delay: float) -> None:
-        super().__init__(replies, chunk=chunk)
-        self._delay = delay
-
-    @property
-    def tokenizer(self) -> Any:
-        return ByteTokenizer()
-
-    def stream(self, requests: Sequence[Request]) -> Iterator[Delta]:
-        for delta in super().stream(requests):
-            time.sleep(self._delay)
-            yield delta
+        tokenizer: Any = ByteTokenizer()
+        super().__init__(replies, chunk=chunk, tokenizer=tokenizer, delay=delay)
 
     def logprobs(self, token_ids: Sequence[Sequence[int]]) -> list[list[float]]:
         time.sleep(self._delay)

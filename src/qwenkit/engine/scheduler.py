@@ -152,6 +152,8 @@ class Scheduler:
             sequence = item.sequence
             before = sequence.computed // PAGE_SIZE
             sequence.computed += item.count
+            if sequence.limit == 0:
+                continue  # read to be scored: whoever asks again wants every position again, and memory is for others
             for page in range(before, sequence.computed // PAGE_SIZE):
                 self.blocks.remember(sequence.pages[page], sequence.digest(page))
 

@@ -204,6 +204,16 @@ def test_a_prompt_that_is_only_scored_brings_no_token() -> None:
     assert (delta.usage.prompt_tokens, delta.usage.completion_tokens) == (3, 0)
 
 
+def test_what_is_only_scored_leaves_nothing_in_the_cache() -> None:
+    world = World()
+    world.add(list(range(90)), max_tokens=0)
+    world.run()
+    assert world.blocks.num_cached == 0
+    world.add(list(range(90)), max_tokens=1)
+    world.run()
+    assert world.blocks.num_cached == 2
+
+
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
     seed=st.integers(0, 2**32),
