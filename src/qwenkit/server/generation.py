@@ -5,7 +5,7 @@ Knows nothing of any protocol.
 
 from __future__ import annotations
 
-import time
+import asyncio
 from collections.abc import Callable, Sequence
 
 from qwenkit.backends.base import Backend, Job
@@ -35,7 +35,7 @@ class Generation:
         self.requests: tuple[Request, ...] = ()
         self._backend, self._bridge = backend, bridge
         self._metrics, self._exchange = metrics, exchange
-        self._channel = Channel()
+        self._channel = Channel(asyncio.get_running_loop())
         self._jobs: list[Job] = []
         self._is_aborted = False
         self._failure: BaseException | None = None
@@ -83,16 +83,14 @@ class Generation:
         """
         if self._failure is not None:
             raise self._failure
-        now = 0.0
         deltas: list[tuple[int, Delta]] = []
-        for index, item in await self._channel.take():
+        for index, item, when in await self._channel.take():
             if isinstance(item, BaseException):
                 if not deltas:
                     raise item
                 self._failure = item  # what came before it counts, and comes first
                 break
-            now = now or time.perf_counter()
-            self._measure(index, item, now)
+            self._measure(index, item, when)
             deltas.append((index, item))
         return deltas
 
