@@ -62,8 +62,8 @@ class LLM:
         cache_memory: bytes of the key-value cache; None: what max_batch_size whole contexts take, at most 40 % of
             the free memory.
         prefix_caching: find beginnings of prompts that were read before.
-        deterministic: True insists on results that do not depend on the batch; None: where that costs nothing,
-            which is on every CPU with compiled kernels.
+        deterministic: refuse to run where results could depend on the batch (plain torch, GPU); compiled CPU kernels
+            never let them.
         windows: attention window of each layer, None for full; None: as the checkpoint says.
         num_threads: CPU threads; None: as torch chooses.
         on_progress: called with (bytes loaded, bytes in all) while weights load.
@@ -84,7 +84,7 @@ class LLM:
         kv_cache: str = "auto",
         cache_memory: int | None = None,
         prefix_caching: bool = True,
-        deterministic: bool | None = None,
+        deterministic: bool = False,
         windows: Sequence[int | None] | None = None,
         num_threads: int | None = None,
         on_progress: Callable[[int, int], None] | None = None,

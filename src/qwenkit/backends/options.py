@@ -47,8 +47,8 @@ class LocalOptions:
     """Find beginnings of prompts that were read before."""
     max_queue: int = 1024
     """Requests that may wait besides those that run, where a server asks."""
-    deterministic: bool | None = None
-    """Results must not depend on the batch; None: where it costs nothing, which is on every CPU with compiled kernels."""
+    deterministic: bool = False
+    """Refuse to run where results could depend on the batch; compiled CPU kernels never let them."""
     windows: tuple[int | None, ...] | None = None
     """Attention window per layer; None: as the checkpoint says."""
     num_threads: int | None = None

@@ -69,7 +69,7 @@ def open_llm(options: ModelOptions, *, max_batch_size: int = 16, texts: Texts = 
             max_batch_size=max_batch_size,
             num_threads=options.threads,
             kv_cache=options.kv_cache,
-            deterministic=options.deterministic or None,
+            deterministic=options.deterministic,
             on_progress=on_progress,
         )
 

@@ -209,7 +209,7 @@ def _open(model: ModelOptions, engine: EngineOptions) -> Backend:
             max_queue=engine.max_queue,
             prefill_chunk=engine.prefill_chunk,
             kv_cache=model.kv_cache,
-            deterministic=model.deterministic or None,
+            deterministic=model.deterministic,
             cache_memory=None if engine.cache_gb is None else int(engine.cache_gb * _GIB),
             prefix_caching=not engine.no_prefix_caching,
         )
