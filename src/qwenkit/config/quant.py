@@ -12,8 +12,18 @@ class QuantConfig:
     """Method and shape of a quantised checkpoint."""
 
     method: str
+    """gptq, awq, or what GGUF calls the most frequent block type (``GGUF Q4_0``)"""
     bits: int | None = None
     group_size: int | None = None
+    """Inputs per scale; -1: all inputs of a row."""
+    layout: str | None = None
+    """gptq: ``gptq`` (v1: zeros stored less one), ``gptq_v2`` or None (the config is silent). awq: ``gemm`` or ``gemv``."""
+    symmetric: bool | None = None
+    """gptq: every zero is 2^(bits - 1); None: not said."""
+    desc_act: bool = False
+    """gptq: columns were quantised in the order of their activations."""
+    not_converted: tuple[str, ...] = ()
+    """Parts of module names that were left as they are."""
 
     def __str__(self) -> str:
         parts = [self.method]

@@ -9,6 +9,23 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from qwenkit.kernels.packed import PackedWeight
+
+_CHUNK = 2**24  # weights in float32 at once
+
+
+def quant_linear(x: Tensor, weight: PackedWeight) -> Tensor:
+    """x W^T with a packed weight: (..., K) -> (..., N), in the type of ``x``.
+
+    Rows are dequantised in float32 and rounded to the type of ``x``, a part at a time.
+    """
+    rows, columns = weight.shape
+    step = max(_CHUNK // columns, 1)
+    parts = [
+        F.linear(x, weight.rows(i, min(i + step, rows)).dequantise(x.dtype)) for i in range(0, rows, step)
+    ]
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
+
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """Root-mean-square norm over the last dimension (arXiv:1910.07467), computed in float32.

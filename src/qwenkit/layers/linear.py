@@ -19,6 +19,11 @@ class Linear(nn.Module):
         self.weight = nn.Parameter(torch.empty(out_features, in_features), requires_grad=False)
         self.bias = nn.Parameter(torch.empty(out_features), requires_grad=False) if bias else None
 
+    @property
+    def parts(self) -> tuple[Tensor, ...]:
+        """The matrices below one another that make this layer."""
+        return (self.weight,)
+
     def forward(self, x: Tensor) -> Tensor:
         """(..., in) -> (..., out)"""
         return F.linear(x, self.weight, self.bias)
@@ -30,6 +35,11 @@ class Embedding(nn.Module):
     def __init__(self, vocab_size: int, size: int) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(vocab_size, size), requires_grad=False)
+
+    @property
+    def table(self) -> Tensor:
+        """(vocabulary, size)"""
+        return self.weight
 
     def forward(self, token_ids: Tensor) -> Tensor:
         """(...) int64 -> (..., size)"""

@@ -155,12 +155,12 @@ class Transformer(nn.Module):
     @property
     def device(self) -> torch.device:
         """Where the weights are."""
-        return self.embed.weight.device
+        return self.norm.weight.device
 
     @property
     def dtype(self) -> torch.dtype:
-        """Type of weights and activations."""
-        return self.embed.weight.dtype
+        """Type of activations, and of weights that are not packed."""
+        return self.norm.weight.dtype
 
     def forward(self, token_ids: Tensor, spans: Sequence[Span], rows: Tensor | None = None) -> Tensor:
         """Runs the new tokens of every sequence and stores their keys and values.

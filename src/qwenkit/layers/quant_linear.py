@@ -1,0 +1,56 @@
+"""Linear layer and embedding whose weights stay as the checkpoint has them: packed integers, or 16-bit numbers.
+
+They take the place of those of layers/linear.py, with the same interface; results are in the type of the activations.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from qwenkit.kernels import ops
+from qwenkit.kernels.packed import PackedWeight
+
+Stored = Tensor | PackedWeight
+"""A matrix (out, in) in any type, or packed."""
+
+
+class QuantLinear(nn.Module):
+    """x W^T + b with W in one or more parts below one another.
+
+    Args:
+        parts: matrices with the same number of columns.
+        bias: (out,) in the type of the activations.
+    """
+
+    def __init__(self, parts: Sequence[Stored], bias: Tensor | None = None) -> None:
+        super().__init__()
+        self.parts = tuple(parts)
+        self.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., in) -> (..., out)"""
+        outputs = [_product(x, part) for part in self.parts]
+        out = outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=-1)
+        return out if self.bias is None else out.add_(self.bias)
+
+
+class QuantEmbedding(nn.Module):
+    """One row per token id, in ``dtype``."""
+
+    def __init__(self, table: Stored, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.table, self._dtype = table, dtype
+
+    def forward(self, token_ids: Tensor) -> Tensor:
+        """(...) int64 -> (..., size)"""
+        if isinstance(self.table, Tensor):
+            return F.embedding(token_ids, self.table).to(self._dtype)
+        return self.table.select(token_ids.flatten()).dequantise(self._dtype).view(*token_ids.shape, -1)
+
+
+def _product(x: Tensor, part: Stored) -> Tensor:
+    return F.linear(x, part.to(x.dtype)) if isinstance(part, Tensor) else ops.quant_linear(x, part)
