@@ -25,6 +25,8 @@ import torch
 from qwenkit import LLM, SamplingParams
 from qwenkit.config.families import FAMILIES
 from qwenkit.kernels.cpu import cpu_model
+from qwenkit.model.transformer import Transformer
+from qwenkit.weights.load import build_model, open_checkpoint
 from qwenkit.weights.save import save_model
 
 BATCHES, PROMPT, OUTPUT = (1, 4, 16, 64), 32, 64
@@ -147,11 +149,18 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model"
         if args.vllm:
-            save_model(path, llm.backend.model, FAMILIES["llama"], tokenizer=llm.tokenizer)  # type: ignore[attr-defined]
+            save_model(path, _numbers(llm), FAMILIES["llama"], tokenizer=llm.tokenizer)
             with vllm(args.vllm, path, args.dtype) as peer:
                 report(llm, engines | {"vLLM": peer}, args)
         else:
             report(llm, engines, args)
+
+
+def _numbers(llm: LLM) -> Transformer:
+    """The model's network without packed weights, which the peer cannot read."""
+    checkpoint = open_checkpoint(Path(llm.info.details["path"]))
+    dtype = getattr(torch, llm.info.dtype)
+    return build_model(checkpoint, device=torch.device("cpu"), dtype=dtype, packed=False)
 
 
 def report(llm: LLM, engines: dict[str, Engine], args: argparse.Namespace) -> None:

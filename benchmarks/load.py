@@ -33,10 +33,14 @@ print((peak() - before) / weights)
 _SAVE = """
 import sys
 from pathlib import Path
-from qwenkit import LLM
+import torch
 from qwenkit.config.families import FAMILIES
+from qwenkit.weights.load import build_model, open_checkpoint
 from qwenkit.weights.save import save_model
-save_model(Path(sys.argv[1]), LLM(dtype="bfloat16").backend.model, FAMILIES["llama"])
+from qwenkit.weights.sources import fetch
+checkpoint = open_checkpoint(fetch("smollm2-135m"))
+model = build_model(checkpoint, device=torch.device("cpu"), dtype=torch.bfloat16, packed=False)
+save_model(Path(sys.argv[1]), model, FAMILIES["llama"])
 """
 
 

@@ -12,23 +12,24 @@ inline void Network::attention(const QkLayer &layer, int number, Own &own, int t
   pieces(static_cast<int>(plan_.groups.size()) * m_.kv_heads, [&](int i, int) {
     attend(layer, number, plan_.groups[i / m_.kv_heads], i % m_.kv_heads, own);
   }, own, thread);
-  const Matrix out{at(layer.out_weight), heads_, m_.hidden / (2 * kLanes), kLanes};
-  add_residual(plan_.all, out, layer.out_bias, number, 1, attended_.get(), x_.get(), own, thread);
+  const Matrix out{layer.out, heads_, m_.hidden / (2 * kLanes), kLanes};
+  add_residual(plan_.all, out, number, 1, attended_.get(), x_.get(), own, thread);
 }
 
 // Computes whole heads, so that each can be normed, turned and stored at once.
 inline void Network::heads(const QkLayer &layer, int number, const uint16_t *packed, Own &own, int thread) {
   const int d = m_.head_dim, count = m_.heads + 2 * m_.kv_heads;
   const int tiles = plan_.all.count, group = together(m_.hidden);
-  const Matrix w{at(layer.qkv_weight), m_.hidden, count * d / (2 * kLanes), kLanes};
+  const Matrix w{layer.qkv, m_.hidden, count * d / (2 * kLanes), kLanes};
+  const Inputs inputs = ordered(w, packed, tiles, own, thread);
   const int pairs = d / (2 * kLanes);
   pieces(count * ((tiles + group - 1) / group), [&](int piece, int next) {
     const int head = piece % count, first = piece / count * group, end = std::min(first + group, tiles);
     const auto result = [&](int tile) { return own.results.get() + size(tile - first, d); };
     for (int i = 0; i < pairs; ++i) {
       const int follows = i + 1 < pairs ? head * pairs + i + 1 : next < 0 ? -1 : next % count * pairs;
-      const Rows ahead = follows < 0 ? Rows{} : w.rows(follows);
-      multiply_all(w.rows(head * pairs + i), w.inputs, packed, first, end, false, ahead,
+      const Pair now = w.pair(head * pairs + i), ahead = follows < 0 ? Pair{} : w.pair(follows);
+      multiply_all(now, w.inputs, inputs.of(now), first, end, false, ahead, own.unpacked.get(),
                    [&](int tile) { return result(tile) + i * 2 * kTile; });
     }
     for (int tile = first; tile < end; ++tile) place(layer, number, head, tile, result(tile));
@@ -40,7 +41,7 @@ inline void Network::place(const QkLayer &layer, int number, int head, int tile,
   const int d = m_.head_dim, half = m_.rotary / 2;
   const int64_t row = static_cast<int64_t>(head) * d;
   for (int i = 0; i < d; i += kLanes) add_low_rank(plan_.all, number, 0, tile, row + i, x + i * kLanes);
-  add_bias(layer.qkv_bias, row, x, d);
+  add_bias(layer.qkv.bias, row, x, d);
   if (head >= m_.heads + m_.kv_heads) return place_values(number, head - m_.heads - m_.kv_heads, tile, x);
   const bool is_key = head >= m_.heads;
   if (const void *norm = is_key ? layer.k_norm : layer.q_norm)

@@ -5,8 +5,42 @@
 namespace qk {
 namespace {
 
+inline const uint16_t *Network::embedding(const QkSpan &span, int64_t token, Own &own) const {
+  if (span.adapter && span.adapter->embed) return at(span.adapter->embed) + token * m_.hidden;
+  const QkMatrix &table = m_.embed;
+  if (table.format == QK_DENSE || table.format == QK_BRAIN) return at(table.data) + token * m_.hidden;
+  for (int64_t k = 0, steps = m_.hidden / kDepth; k < steps; k += kStepsAtOnce) {
+    const int64_t part = std::min(kStepsAtOnce, steps - k);
+    Unpacker row(table, token, 1, Strip(table, m_.hidden, k, part));
+    for (int64_t i = k; i < k + part; ++i) row.step(own.row.get() + i * kDepth);
+  }
+  return own.row.get();
+}
+
+// Inputs in the orders of a layer's parts: what is input order[j] becomes number j.
+inline Network::Inputs Network::ordered(const Matrix &w, const uint16_t *packed, int tiles, Own &own, int thread) {
+  const QkLinear &l = w.linear;
+  const Inputs inputs{l, packed, ordered_.get(), size(tiles, w.inputs)};
+  if (!has_order(l)) return inputs;
+  const __m512i upper = _mm512_set1_epi32(static_cast<int>(0xffff0000));
+  pieces(l.parts * tiles, [&](int number, int) {
+    const QkMatrix &part = l.part[number / tiles];
+    if (!part.order || first_alike(l, part) != number / tiles) return;
+    const uint16_t *from = packed + size(number % tiles, w.inputs);
+    uint16_t *to = ordered_.get() + size(number, w.inputs);
+    const auto read_pair = [&](int32_t i) { return _mm512_loadu_si512(from + i / 2 * kDepth); };
+    for (int64_t j = 0; j < w.inputs; j += 2) {
+      const int32_t a = part.order[j], b = part.order[j + 1];
+      const __m512i even = a % 2 ? _mm512_srli_epi32(read_pair(a), 16) : _mm512_andnot_si512(upper, read_pair(a));
+      const __m512i odd = b % 2 ? _mm512_and_si512(read_pair(b), upper) : _mm512_slli_epi32(read_pair(b), 16);
+      write(to + j * kLanes, _mm512_or_si512(even, odd));
+    }
+  }, own, thread);
+  return inputs;
+}
+
 // The tokens' embeddings and angles, token by lane.
-inline void Network::embed(int tile) {
+inline void Network::embed(int tile, Own &own) {
   float *x = x_.get() + size(tile, m_.hidden);
   float *cosines = cos_.get() + size(tile, m_.rotary), *sines = sin_.get() + size(tile, m_.rotary);
   for (int lane = 0; lane < kLanes; ++lane) {
@@ -17,8 +51,7 @@ inline void Network::embed(int tile) {
       for (int64_t i = 0; i < m_.rotary; ++i) cosines[i * kLanes + lane] = sines[i * kLanes + lane] = 0.0f;
       continue;
     }
-    const void *table = span->adapter && span->adapter->embed ? span->adapter->embed : m_.embed;
-    const uint16_t *row = at(table) + f_.tokens[token] * m_.hidden;
+    const uint16_t *row = embedding(*span, f_.tokens[token], own);
     for (int64_t i = 0; i < m_.hidden; ++i) x[i * kLanes + lane] = widen(row[i]);
     const int64_t angles = plan_.offsets[token] * m_.rotary;
     for (int64_t i = 0; i < m_.rotary; ++i) {
@@ -67,15 +100,10 @@ inline void Network::low_rank(const Tiles &tiles, int layer, int part, const uin
     const LowRank &l = tiles.low_rank[number];
     const QkLora &lora = l.adapter->lora[layer * 4 + part];
     float *c = own.results.get();
+    const QkMatrix a{QK_DENSE, lora.rank, 0, lora.a};
     for (int64_t r = 0; r < lora.rank; r += kDepth) {
-      const uint16_t *a = at(lora.a) + r * inputs;
-      if (lora.rank - r < kDepth) {
-        const int64_t there = (lora.rank - r) * inputs;
-        std::copy(a, a + there, own.padded.get());
-        std::fill(own.padded.get() + there, own.padded.get() + kDepth * inputs, 0);
-        a = own.padded.get();
-      }
-      multiply_all({a, a + kLanes * inputs}, inputs, packed, l.tile, l.tile + 1, false, {}, [&](int) { return c; });
+      multiply_all({{&a, r}, {&a, r + kLanes}}, inputs, packed, l.tile, l.tile + 1, false, {}, own.unpacked.get(),
+                   [&](int) { return c; });
       for (int i = 0; i < kDepth; i += 2)
         write(low_rank_.get() + l.t + (r + i) * kLanes,
               _mm512_maskz_mov_epi32(l.lanes, pair(read(c + i * kLanes), read(c + (i + 1) * kLanes))));
@@ -99,15 +127,15 @@ inline void add_bias(const void *bias, int64_t row, float *c, int count) {
 }
 
 // x += w times the packed inputs: the residual stream is where the sums start.
-inline void Network::add_residual(const Tiles &tiles, const Matrix &w, const void *bias, int layer, int part,
-                                  const uint16_t *packed, float *x, Own &own, int thread) {
+inline void Network::add_residual(const Tiles &tiles, const Matrix &w, int layer, int part, const uint16_t *packed,
+                                  float *x, Own &own, int thread) {
   low_rank(tiles, layer, part, packed, w.inputs, own, thread);
   product(w, packed, tiles.count, true, [&](int pair, int tile) {
     return x + size(tile, m_.hidden) + pair * 2 * kTile;
   }, [&](int pair, int tile, float *c) {
     add_low_rank(tiles, layer, part, tile, pair * 2 * kLanes, c);
     add_low_rank(tiles, layer, part, tile, (pair * 2 + 1) * kLanes, c + kTile);
-    add_bias(bias, pair * 2 * kLanes, c, 2 * kLanes);
+    add_bias(w.linear.bias, pair * 2 * kLanes, c, 2 * kLanes);
   }, own, thread);
 }
 
@@ -115,15 +143,15 @@ inline void Network::feed_forward(const QkLayer &layer, int number, const Tiles 
                                   int thread) {
   const uint16_t *packed = normalised(tiles, x, layer.ffn_norm, own, thread);
   low_rank(tiles, number, 2, packed, m_.hidden, own, thread);
-  const Matrix gate_up{at(layer.gate_up_weight), m_.hidden, m_.ffn / kLanes, m_.ffn};
+  const Matrix gate_up{layer.gate_up, m_.hidden, m_.ffn / kLanes, m_.ffn};
   product(gate_up, packed, tiles.count, false, [&](int, int tile) { return own.result(tile); },
           [&](int block, int tile, float *gate) {
     float *up = gate + kTile;
     const int64_t row = block * kLanes;
     add_low_rank(tiles, number, 2, tile, row, gate);
     add_low_rank(tiles, number, 2, tile, m_.ffn + row, up);
-    add_bias(layer.gate_up_bias, row, gate, kLanes);
-    add_bias(layer.gate_up_bias, m_.ffn + row, up, kLanes);
+    add_bias(layer.gate_up.bias, row, gate, kLanes);
+    add_bias(layer.gate_up.bias, m_.ffn + row, up, kLanes);
     uint16_t *to = inner_.get() + size(tile, m_.ffn) + block * kTile;
     for (int i = 0; i < kTile; i += 2 * kLanes) {
       const __m512 even = _mm512_mul_ps(silu(read(gate + i)), read(up + i));
@@ -131,36 +159,27 @@ inline void Network::feed_forward(const QkLayer &layer, int number, const Tiles 
       write(to + i, pair(even, odd));
     }
   }, own, thread);
-  const Matrix down{at(layer.down_weight), m_.ffn, m_.hidden / (2 * kLanes), kLanes};
-  add_residual(tiles, down, layer.down_bias, number, 3, inner_.get(), x, own, thread);
+  const Matrix down{layer.down, m_.ffn, m_.hidden / (2 * kLanes), kLanes};
+  add_residual(tiles, down, number, 3, inner_.get(), x, own, thread);
 }
 
 inline void Network::output(const float *x, Own &own, int thread) {
   const Tiles &tiles = plan_.wanted;
   if (f_.hidden) return pieces(tiles.count, [&](int tile, int) { write_hidden(x, tile); }, own, thread);
   const uint16_t *packed = normalised(tiles, x, m_.norm, own, thread);
-  for (const void *table : plan_.heads) head(table, packed, own, thread);
+  for (const void *table : plan_.heads)
+    head(table == m_.head.data ? m_.head : QkMatrix{QK_DENSE, m_.vocab, 0, table}, packed, own, thread);
 }
 
 // Logits of the rows whose output table is this one.
-inline void Network::head(const void *table, const uint16_t *packed, Own &own, int thread) {
-  const Matrix w{at(table), m_.hidden, m_.vocab / (2 * kLanes), kLanes};
+inline void Network::head(const QkMatrix &table, const uint16_t *packed, Own &own, int thread) {
+  const QkLinear linear = alone(table);
+  const Matrix w{linear, m_.hidden, (m_.vocab + 2 * kLanes - 1) / (2 * kLanes), kLanes};
   const auto to = [&](int, int tile) { return own.result(tile); };
   const auto finish = [&](int pair, int tile, const float *c) {
-    write_logits(pair, tile, plan_.wanted.lanes_with(tile, table, &QkAdapter::head, m_.head), c);
+    write_logits(pair, tile, plan_.wanted.lanes_with(tile, table.data, &QkAdapter::head, m_.head.data), c);
   };
   product(w, packed, plan_.wanted.count, false, to, finish, own, thread);
-  const int rest = m_.vocab % (2 * kLanes);
-  if (rest == 0) return;
-  uint16_t *rows = own.padded.get();
-  const uint16_t *from = w.weight + static_cast<int64_t>(m_.vocab - rest) * m_.hidden;
-  std::copy(from, from + rest * w.inputs, rows);
-  std::fill(rows + rest * w.inputs, rows + 2 * kLanes * w.inputs, 0);
-  pieces(plan_.wanted.count, [&](int tile, int) {
-    multiply_all({rows, rows + kLanes * w.inputs}, w.inputs, packed, tile, tile + 1, false, {},
-                 [&](int) { return own.results.get(); });
-    finish(w.pairs, tile, own.results.get());
-  }, own, thread);
 }
 
 // c: 32 rows of results, of which a last pair may have fewer.

@@ -13,6 +13,7 @@ namespace {
 
 constexpr int64_t kPackedBytes = 768 * 1024;  // packed inputs that stay in the second cache while weights pass
 constexpr int kTogether = 32;                 // and no more tiles than these at once
+constexpr int kPhases = 16;                   // no layer has more
 
 template <class T>
 class Buffer {
@@ -29,10 +30,11 @@ class Buffer {
 
 // What each thread has to itself.
 struct Own {
-  Own(const QkModel &m, int64_t inputs)
+  explicit Own(const QkModel &m)
       : normed(static_cast<int64_t>(kOwnTiles) * m.hidden * kLanes),
         results(static_cast<int64_t>(kTogether) * std::max(m.head_dim, 2 * kLanes) * kLanes),
-        padded(2 * kLanes * inputs),
+        unpacked(kUnpacked),
+        row(m.hidden),
         sums(static_cast<int64_t>(kLanes) * m.head_dim * (m.heads / m.kv_heads)),
         keys(kChunk * m.head_dim),
         values(kChunk * m.head_dim),
@@ -46,8 +48,9 @@ struct Own {
 
   Buffer<uint16_t> normed;
   Buffer<float> results;
-  Buffer<uint16_t> padded;  // rows of weights with zeros below
-  Buffer<float> sums;       // of attention, per query head
+  Buffer<uint16_t> unpacked;  // weights
+  Buffer<uint16_t> row;       // of the embedding
+  Buffer<float> sums;  // of attention, per query head
   Buffer<uint16_t> keys, values;  // a chunk that was int8
   std::vector<Progress> progress;
   Scratch scratch;
@@ -60,13 +63,14 @@ class Network {
         m_(*f.model),
         plan_(f),
         barrier_(f.threads),
-        counters_(16 * (m_.layers + 1)),
+        counters_(kPhases * (m_.layers + 1) + plan_.heads.size()),
         heads_(static_cast<int64_t>(m_.heads) * m_.head_dim),
         x_(size(plan_.all.count, m_.hidden)),
         wanted_x_(plan_.gathers ? size(plan_.wanted.count, m_.hidden) : 0),
         normed_(size(most(), m_.hidden)),
         attended_(size(plan_.all.count, heads_)),
         inner_(size(most(), m_.ffn)),
+        ordered_(most() * kLanes * most_ordered(m_)),
         low_rank_(std::max(plan_.all.low_rank_size, plan_.wanted.low_rank_size)),
         queries_(size(plan_.all.count + 1, heads_)),
         cos_(size(plan_.all.count, m_.rotary)),
@@ -74,14 +78,13 @@ class Network {
     // What no query writes is read all the same: it must not make arithmetic slow.
     if (plan_.all.count > 0)
       std::fill_n(attended_.get() + size(plan_.all.count - 1, heads_), size(1, heads_), static_cast<uint16_t>(0));
-    const int64_t inputs = std::max<int64_t>({m_.hidden, m_.ffn, heads_});
-    for (int t = 0; t < f.threads; ++t) own_.push_back(std::make_unique<Own>(m_, inputs));
+    for (int t = 0; t < f.threads; ++t) own_.push_back(std::make_unique<Own>(m_));
   }
 
   void run(int thread) {
     Own &own = *own_[thread];
     configure_tiles();
-    pieces(plan_.all.count, [&](int tile, int) { embed(tile); }, own, thread);
+    pieces(plan_.all.count, [&](int tile, int) { embed(tile, own); }, own, thread);
     const bool gathers = plan_.gathers;
     for (int l = 0; l < m_.layers; ++l) {
       const QkLayer &layer = m_.layer[l];
@@ -111,15 +114,34 @@ class Network {
     barrier_.wait();
   }
 
-  // Weights of `inputs` numbers a row, in pairs of blocks of 16 rows; the second block lies `apart` rows further.
+  // A layer of `inputs` numbers a row, in pairs of blocks of 16 rows; the second block lies `apart` rows further.
   struct Matrix {
-    const uint16_t *weight;
+    const QkLinear &linear;
     int64_t inputs;
     int pairs, apart;
 
-    Rows rows(int pair) const {
-      const uint16_t *first = weight + (apart == kLanes ? 2 : 1) * static_cast<int64_t>(pair) * kLanes * inputs;
-      return {first, first + apart * inputs};
+    Pair pair(int number) const {
+      const int64_t first = (apart == kLanes ? 2 : 1) * static_cast<int64_t>(number) * kLanes;
+      return {block(first), block(first + apart)};
+    }
+
+   private:
+    Block block(int64_t row) const {
+      const QkMatrix *part = linear.part, *last = part + linear.parts - 1;
+      while (part < last && row >= part->rows) row -= part++->rows;
+      return {part, row};
+    }
+  };
+
+  // Packed inputs of a layer, and where they are again in the orders of its parts.
+  struct Inputs {
+    const QkLinear &linear;
+    const uint16_t *own, *ordered;
+    int64_t size;
+
+    const uint16_t *of(const Pair &w) const {
+      const QkMatrix &part = *w.first.matrix;
+      return part.order ? ordered + first_alike(linear, part) * size : own;
     }
   };
 
@@ -134,22 +156,26 @@ class Network {
   template <class To, class Finish>
   void product(const Matrix &w, const uint16_t *packed, int tiles, bool add, const To &to, const Finish &finish,
                Own &own, int thread) {
+    const Inputs inputs = ordered(w, packed, tiles, own, thread);
     const int group = together(w.inputs);
     pieces(w.pairs * ((tiles + group - 1) / group), [&](int piece, int next) {
       const int pair = piece % w.pairs, first = piece / w.pairs * group, end = std::min(first + group, tiles);
+      const Pair now = w.pair(pair), ahead = next < 0 ? Pair{} : w.pair(next % w.pairs);
       const auto place = [&](int tile) { return to(pair, tile); };
-      multiply_all(w.rows(pair), w.inputs, packed, first, end, add, next < 0 ? Rows{} : w.rows(next % w.pairs), place);
+      multiply_all(now, w.inputs, inputs.of(now), first, end, add, ahead, own.unpacked.get(), place);
       for (int tile = first; tile < end; ++tile) finish(pair, tile, place(tile));
     }, own, thread);
   }
 
-  void embed(int tile);
+  Inputs ordered(const Matrix &w, const uint16_t *packed, int tiles, Own &own, int thread);
+  const uint16_t *embedding(const QkSpan &span, int64_t token, Own &own) const;
+  void embed(int tile, Own &own);
   void gather(int tile);
   const uint16_t *normalised(const Tiles &tiles, const float *x, const void *weight, Own &own, int thread);
   void low_rank(const Tiles &tiles, int layer, int part, const uint16_t *packed, int64_t inputs, Own &own, int thread);
   void add_low_rank(const Tiles &tiles, int layer, int part, int tile, int64_t row, float *c) const;
-  void add_residual(const Tiles &tiles, const Matrix &w, const void *bias, int layer, int part, const uint16_t *packed,
-                    float *x, Own &own, int thread);
+  void add_residual(const Tiles &tiles, const Matrix &w, int layer, int part, const uint16_t *packed, float *x, Own &own,
+                    int thread);
   void attention(const QkLayer &layer, int number, Own &own, int thread);
   void heads(const QkLayer &layer, int number, const uint16_t *packed, Own &own, int thread);
   void place(const QkLayer &layer, int number, int head, int tile, float *x);
@@ -163,7 +189,7 @@ class Network {
   void finish_heads(const Group &group, int head, int count, const Progress &p);
   void feed_forward(const QkLayer &layer, int number, const Tiles &tiles, float *x, Own &own, int thread);
   void output(const float *x, Own &own, int thread);
-  void head(const void *table, const uint16_t *packed, Own &own, int thread);
+  void head(const QkMatrix &table, const uint16_t *packed, Own &own, int thread);
   void write_logits(int pair, int tile, uint16_t lanes, const float *c) const;
   void write_hidden(const float *x, int tile) const;
 
@@ -174,7 +200,7 @@ class Network {
   std::vector<std::atomic<int>> counters_;
   const int64_t heads_;  // numbers of all query heads of a token
   Buffer<float> x_, wanted_x_;
-  Buffer<uint16_t> normed_, attended_, inner_, low_rank_;
+  Buffer<uint16_t> normed_, attended_, inner_, ordered_, low_rank_;
   Buffer<uint16_t> queries_;  // (token, head, i)
   Buffer<float> cos_, sin_;   // (tile, i, token)
   std::vector<std::unique_ptr<Own>> own_;

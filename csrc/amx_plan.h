@@ -76,7 +76,7 @@ struct Plan {
   bool gathers;  // `wanted` differs from `all`
   std::vector<Group> groups;
   std::vector<std::vector<Run>> runs;  // per tile
-  std::vector<const void *> heads;     // the different output tables in use
+  std::vector<const void *> heads;     // the numbers of the different output tables in use
   std::vector<int64_t> offsets;        // per token, its number in its span
 
   explicit Plan(const Forward &f) {
@@ -98,7 +98,7 @@ struct Plan {
       wanted.add(all.spans[f.rows[r]]);
       gathers |= f.rows[r] != r;
       const QkSpan *span = wanted.spans.back();
-      const void *head = span->adapter && span->adapter->head ? span->adapter->head : m.head;
+      const void *head = span->adapter && span->adapter->head ? span->adapter->head : m.head.data;
       if (std::find(heads.begin(), heads.end(), head) == heads.end()) heads.push_back(head);
     }
     wanted.finish(m.layers);

@@ -23,10 +23,10 @@ static bool has_f16c() {
 }
 #endif
 
-extern "C" void qk_abi(int64_t out[7]) {
-  const int64_t values[] = {QK_ABI_VERSION, sizeof(QkLayer), sizeof(QkModel), sizeof(QkPool),
-                            sizeof(QkLora), sizeof(QkAdapter), sizeof(QkSpan)};
-  std::copy(values, values + 7, out);
+extern "C" void qk_abi(int64_t out[9]) {
+  const int64_t values[] = {QK_ABI_VERSION,  sizeof(QkLayer), sizeof(QkModel),  sizeof(QkPool),  sizeof(QkLora),
+                            sizeof(QkAdapter), sizeof(QkSpan),  sizeof(QkMatrix), sizeof(QkLinear)};
+  std::copy(values, values + 9, out);
 }
 
 extern "C" int32_t qk_best_isa() {

@@ -10,6 +10,7 @@
 #include <type_traits>
 #include <vector>
 
+#include "matrix.h"
 #include "pool.h"
 #include "step.h"
 #include <immintrin.h>
@@ -24,6 +25,7 @@
 #include "vector_avx512.h"
 #include "types.inc"
 #include "product.inc"
+#include "packed.inc"
 #include "cache.inc"
 #include "attention.inc"
 #include "step.inc"

@@ -9,12 +9,14 @@
 #include <type_traits>
 #include <vector>
 
+#include "matrix.h"
 #include "pool.h"
 #include "step.h"
 
 #include "vector_portable.h"
 #include "types.inc"
 #include "product.inc"
+#include "packed.inc"
 #include "cache.inc"
 #include "attention.inc"
 #include "step.inc"

@@ -4,12 +4,12 @@
 #include <cstdint>
 
 // Count up with every change of what follows, so that Python refuses a library that was compiled before it.
-#define QK_ABI_VERSION 2
+#define QK_ABI_VERSION 3
 #define QK_API __attribute__((visibility("default")))
 
 extern "C" {
 
-// Type of weights and, unless they are quantised, of cached keys and values.
+// Type of dense weights and, unless they are quantised, of cached keys and values.
 enum QkType : int32_t { QK_F32 = 0, QK_BF16 = 1, QK_F16 = 2 };
 
 // Instruction sets. QK_AMX differs from QK_AVX512 only for bfloat16 models with a head width divisible by 32.
@@ -17,16 +17,46 @@ enum QkIsa : int32_t { QK_PORTABLE = 0, QK_AVX2 = 1, QK_AVX512 = 2, QK_AMX = 3 }
 
 enum : int32_t { QK_PAGE = 32 };  // tokens in a page of the cache
 
+// How the numbers of a matrix are stored.
+enum QkFormat : int32_t {
+  QK_DENSE = 0,  // in the model's type
+  QK_HALF = 1,   // float16, whatever the model's type
+  QK_BRAIN = 2,  // bfloat16, whatever the model's type
+  QK_INT4 = 3,   // codes of PackedWeight (kernels/packed.py)
+  QK_INT8 = 4,
+};
+
+// Rows of weights. An integer code stands for scale * (code - zero), or scale * code + min, in float32.
+struct QkMatrix {
+  int32_t format, rows;
+  int64_t group;           // inputs that share a scale: a multiple of 16, or at least all of a row
+  const void *data;        // (rows, n) numbers; INT8: (rows, n) bytes; INT4: (rows, n / 32, 16) bytes, of which byte j
+                           // holds input j of its 32 low and j + 16 high (n is a multiple of 32)
+  const uint16_t *scales;  // (rows, groups) float16, groups = ceil(n / group)
+  const uint8_t *zeros;    // (rows, groups); null: 8 or 128
+  const uint16_t *mins;    // (rows, groups) float16, instead of zeros; null: none
+  const int32_t *order;    // (n): column j belongs to input order[j]; null: to input j. Matrices with the same order
+                           // had better share the array: activations are put in order once for each array
+};
+
+// Matrices below one another, as one linear layer.
+struct QkLinear {
+  int32_t parts;
+  const QkMatrix *part;
+  const void *bias;  // of all parts, in the model's type; null: none
+};
+
 struct QkLayer {
-  const void *attn_norm, *qkv_weight, *qkv_bias, *q_norm, *k_norm, *out_weight, *out_bias;
-  const void *ffn_norm, *gate_up_weight, *gate_up_bias, *down_weight, *down_bias;  // absent ones are null
+  const void *attn_norm, *q_norm, *k_norm, *ffn_norm;  // absent ones are null
+  QkLinear qkv, out, gate_up, down;
   int64_t window;  // keys a query sees, itself included; 0: all
 };
 
 struct QkModel {
   int32_t type, layers, hidden, heads, kv_heads, head_dim, ffn, vocab, rotary;
   float eps;
-  const void *embed, *norm, *head;
+  const void *norm;
+  QkMatrix embed, head;
   const QkLayer *layer;
 };
 
@@ -67,8 +97,9 @@ struct QkSpan {
 
 enum QkStatus : int32_t { QK_DONE = 0, QK_NO_ISA = 1, QK_NO_MEMORY = 2 };
 
-// QK_ABI_VERSION and the sizes of QkLayer, QkModel, QkPool, QkLora, QkAdapter and QkSpan, for Python to compare first.
-QK_API void qk_abi(int64_t out[7]);
+// QK_ABI_VERSION and the sizes of QkLayer, QkModel, QkPool, QkLora, QkAdapter, QkSpan, QkMatrix and QkLinear, for
+// Python to compare first.
+QK_API void qk_abi(int64_t out[9]);
 
 // The fastest instruction set of this CPU (AMX only once the system has permitted its registers).
 QK_API int32_t qk_best_isa();

@@ -40,6 +40,19 @@ inline __m256 widen_u8(const uint8_t *p) {
   return _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i *>(p))));
 }
 inline Vec load_u8(const uint8_t *p) { return {widen_u8(p), widen_u8(p + 8)}; }
+struct Grid {
+  __m256 scale, offset;
+};
+inline Grid grid(float scale, float offset) { return {_mm256_set1_ps(scale), _mm256_set1_ps(offset)}; }
+inline void load_nibbles(const uint8_t *p, const Grid &g, Vec &low, Vec &high) {
+  const __m128i raw = _mm_loadu_si128(reinterpret_cast<const __m128i *>(p)), ones = _mm_set1_epi8(15);
+  const auto number = [&](__m128i codes) {
+    return _mm256_fmadd_ps(_mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(codes)), g.scale, g.offset);
+  };
+  const __m128i lows = _mm_and_si128(raw, ones), highs = _mm_and_si128(_mm_srli_epi16(raw, 4), ones);
+  low = {number(lows), number(_mm_unpackhi_epi64(lows, lows))};
+  high = {number(highs), number(_mm_unpackhi_epi64(highs, highs))};
+}
 inline Vec add(Vec a, Vec b) { return {_mm256_add_ps(a.lo, b.lo), _mm256_add_ps(a.hi, b.hi)}; }
 inline Vec sub(Vec a, Vec b) { return {_mm256_sub_ps(a.lo, b.lo), _mm256_sub_ps(a.hi, b.hi)}; }
 inline Vec mul(Vec a, Vec b) { return {_mm256_mul_ps(a.lo, b.lo), _mm256_mul_ps(a.hi, b.hi)}; }

@@ -30,6 +30,18 @@ inline void load_pairs(const uint16_t *p, Vec &even, Vec &odd) {
 inline Vec load_u8(const uint8_t *p) {
   return {_mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i *>(p))))};
 }
+struct Grid {
+  __m512 numbers;
+};
+inline Grid grid(float scale, float offset) {
+  const __m512 codes = _mm512_setr_ps(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+  return {_mm512_fmadd_ps(codes, _mm512_set1_ps(scale), _mm512_set1_ps(offset))};
+}
+inline void load_nibbles(const uint8_t *p, const Grid &g, Vec &low, Vec &high) {
+  const __m512i codes = _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i *>(p)));
+  low = {_mm512_permutexvar_ps(codes, g.numbers)};  // which looks at four bits alone
+  high = {_mm512_permutexvar_ps(_mm512_srli_epi32(codes, 4), g.numbers)};
+}
 inline Vec add(Vec a, Vec b) { return {_mm512_add_ps(a.r, b.r)}; }
 inline Vec sub(Vec a, Vec b) { return {_mm512_sub_ps(a.r, b.r)}; }
 inline Vec mul(Vec a, Vec b) { return {_mm512_mul_ps(a.r, b.r)}; }

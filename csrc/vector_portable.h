@@ -49,6 +49,16 @@ inline void load_pairs(const uint16_t *p, Vec &even, Vec &odd) {
   odd = each([=](int i) { return bits_to_float(static_cast<uint32_t>(p[2 * i + 1]) << 16); });
 }
 inline Vec load_u8(const uint8_t *p) { return each([=](int i) { return static_cast<float>(p[i]); }); }
+// What the sixteen 4-bit codes stand for: scale * code + offset.
+struct Grid {
+  float scale, offset;
+};
+inline Grid grid(float scale, float offset) { return {scale, offset}; }
+// Of sixteen bytes.
+inline void load_nibbles(const uint8_t *p, const Grid &g, Vec &low, Vec &high) {
+  low = each([&](int i) { return std::fma(static_cast<float>(p[i] & 15), g.scale, g.offset); });
+  high = each([&](int i) { return std::fma(static_cast<float>(p[i] >> 4), g.scale, g.offset); });
+}
 inline Vec add(Vec a, Vec b) { return each([&](int i) { return a.lane[i] + b.lane[i]; }); }
 inline Vec sub(Vec a, Vec b) { return each([&](int i) { return a.lane[i] - b.lane[i]; }); }
 inline Vec mul(Vec a, Vec b) { return each([&](int i) { return a.lane[i] * b.lane[i]; }); }

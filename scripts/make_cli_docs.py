@@ -69,10 +69,12 @@ def _command(name: str, command: Any) -> str:
 def _row(parameter: Any) -> str:
     value = f" {parameter.metavar}" if parameter.metavar else ""  # flags have none
     is_argument = parameter.param_type_name == "argument"
-    names = [parameter.metavar] if is_argument else [name + value for name in reversed(parameter.opts)]
+    options = [*reversed(parameter.opts), *parameter.secondary_opts]  # --sym, --no-sym
+    names = [parameter.metavar] if is_argument else [name + value for name in options]
     head = ", ".join(f"`{name}`" for name in names).replace("|", r"\|")
     default = parameter.default
-    shown = f"`{default}`" if default not in (None, False, (), []) and not callable(default) else ""
+    is_none = default is None or default is False or default in ((), [])
+    shown = "" if is_none or callable(default) else f"`{default}`"
     text = re.sub(r"(<\|.*?\|>)", r"`\1`", parameter.help or "").replace("|", r"\|")
     return f"| {head} | {text} | {shown} |"
 

@@ -58,6 +58,7 @@ class LLM:
         max_context: most tokens of prompt and reply together; None: what the model was made for.
         max_batch_size: sequences computed together.
         prefill_chunk: tokens computed in one step; long prompts are read in pieces of this size.
+        head: auto keeps the output head as the checkpoint has it; int8 rounds it to 8 bits while it is read.
         kv_cache: auto stores keys and values in the model's dtype; int8 takes half the memory of bfloat16.
         cache_memory: bytes of the key-value cache; None: what max_batch_size whole contexts take, at most 40 % of
             the free memory.
@@ -81,6 +82,7 @@ class LLM:
         max_context: int | None = None,
         max_batch_size: int = 64,
         prefill_chunk: int = 512,
+        head: str = "auto",
         kv_cache: str = "auto",
         cache_memory: int | None = None,
         prefix_caching: bool = True,
@@ -98,6 +100,7 @@ class LLM:
             max_context=max_context,
             max_batch_size=max_batch_size,
             prefill_chunk=prefill_chunk,
+            head=head,
             kv_cache=kv_cache,
             cache_memory=cache_memory,
             prefix_caching=prefix_caching,

@@ -41,14 +41,14 @@ def on_a_free_port(script: str) -> str:
         return script.replace("8000", str(probe.getsockname()[1]))
 
 
-def run(command: list[str], environment: dict[str, str]) -> str:
+def run(command: list[str], environment: dict[str, str], folder: Path = ROOT) -> str:
     done = subprocess.run(
         command,
-        cwd=ROOT,
+        cwd=folder,
         env=environment,
         stdin=subprocess.DEVNULL,
         capture_output=True,
-        timeout=60,
+        timeout=180,
         check=False,
     )
     assert done.returncode == 0, done.stderr.decode()
@@ -56,8 +56,11 @@ def run(command: list[str], environment: dict[str, str]) -> str:
 
 
 @pytest.mark.parametrize(("script", "shown"), examples())
-def test_shell_examples(script: str, shown: str, environment: dict[str, str]) -> None:
-    output = run(["bash", "-euo", "pipefail", "-c", on_a_free_port(script)], environment)
+def test_shell_examples(script: str, shown: str, environment: dict[str, str], tmp_path: Path) -> None:
+    (tmp_path / "README.md").write_text(
+        README, encoding="utf-8"
+    )  # one example reads it, another makes a folder
+    output = run(["bash", "-euo", "pipefail", "-c", on_a_free_port(script)], environment, tmp_path)
     assert output.strip()
     at = 0
     for line in shown.splitlines():

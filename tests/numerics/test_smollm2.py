@@ -14,6 +14,7 @@ from qwenkit import LLM, SamplingParams
 from qwenkit.config.families import FAMILIES
 from qwenkit.model.generate import all_logits
 from qwenkit.model.transformer import Transformer
+from qwenkit.weights.memory import held_bytes
 from qwenkit.weights.save import save_model
 from tests.support.models import as_qwen1, greedy, load
 
@@ -29,6 +30,18 @@ def llm(smollm2_gguf: Path) -> LLM:
 @pytest.fixture(scope="module")
 def network(llm: LLM) -> Transformer:
     return llm.backend.model  # type: ignore[attr-defined]
+
+
+@pytest.fixture(scope="module")
+def expanded(smollm2_gguf: Path) -> Transformer:
+    """The same with numbers in place of packed weights."""
+    return load(smollm2_gguf, packed=False)
+
+
+def test_weights_stay_packed(network: Transformer, expanded: Transformer) -> None:
+    assert network.is_packed
+    assert not expanded.is_packed
+    assert 4.9 * held_bytes(network) < held_bytes(expanded) == 4 * network.config.num_params
 
 
 def test_prompts_have_the_same_ids(llm: LLM) -> None:
@@ -75,10 +88,10 @@ def test_chat_of_the_specification(llm: LLM) -> None:
 
 @pytest.mark.parametrize("shard_bytes", [10**10, 10**8])
 def test_saved_as_safetensors_says_the_same(
-    llm: LLM, network: Transformer, tmp_path: Path, shard_bytes: int
+    llm: LLM, expanded: Transformer, tmp_path: Path, shard_bytes: int
 ) -> None:
     folder = tmp_path / "saved"
-    save_model(folder, network, FAMILIES["llama"], tokenizer=llm.tokenizer, shard_bytes=shard_bytes)
+    save_model(folder, expanded, FAMILIES["llama"], tokenizer=llm.tokenizer, shard_bytes=shard_bytes)
     saved = LLM(folder, dtype="float32")
     ids = REFERENCE["greedy"][1]["prompt_ids"]
     assert torch.equal(saved.logits([ids])[0], llm.logits([ids])[0])
@@ -88,8 +101,8 @@ def test_saved_as_safetensors_says_the_same(
         assert saved.tokenizer.encode(case["prompt"]) == case["prompt_ids"]
 
 
-def test_in_the_layout_of_qwen1(network: Transformer, tmp_path: Path) -> None:
-    model = load(as_qwen1(network, tmp_path / "qwen1"))
+def test_in_the_layout_of_qwen1(network: Transformer, expanded: Transformer, tmp_path: Path) -> None:
+    model = load(as_qwen1(expanded, tmp_path / "qwen1"))
     ids = REFERENCE["greedy"][18]["prompt_ids"]
     torch.testing.assert_close(all_logits(model, ids), all_logits(network, ids), atol=1e-4, rtol=0)
     assert greedy(model, [ids], 16) == [REFERENCE["greedy"][18]["output_ids"][:16]]

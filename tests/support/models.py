@@ -18,12 +18,14 @@ from qwenkit.weights.save import save_model
 CPU = torch.device("cpu")
 
 
-def load(path: Path, dtype: torch.dtype = torch.float32, **overrides: object) -> Transformer:
+def load(
+    path: Path, dtype: torch.dtype = torch.float32, *, packed: bool = True, **overrides: object
+) -> Transformer:
     """The network of a folder or file, float32 on the CPU unless told otherwise."""
     checkpoint = open_checkpoint(path)
     try:
         config = dataclasses.replace(checkpoint.config, **overrides)
-        return build_model(checkpoint, device=CPU, dtype=dtype, config=config)
+        return build_model(checkpoint, device=CPU, dtype=dtype, config=config, packed=packed)
     finally:
         checkpoint.store.close()
 

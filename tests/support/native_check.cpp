@@ -10,6 +10,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <memory>
+#include <numeric>
 #include <random>
 #include <thread>
 #include <vector>
@@ -30,6 +31,7 @@ const Shape kShapes[] = {
     {1, 5, 2, 1, 4, 3, 1, 2, true, false, 1},         {2, 33, 3, 3, 10, 17, 29, 6, false, true, 0},
     {1, 64, 4, 2, 64, 128, 50, 64, true, true, 9},    {1, 40, 2, 1, 128, 24, 31, 128, false, false, 0},
     {1, 19, 2, 2, 144, 31, 7, 100, true, true, 40},   {1, 130, 4, 2, 24, 400, 201, 24, false, true, 0},
+    {1, 96, 4, 2, 32, 160, 77, 32, true, false, 0},   {1, 608, 3, 1, 32, 352, 45, 32, false, false, 0},
 };
 const int64_t kLengths[] = {0, 40, 1, 17, 15, 16, 7, 64};
 
@@ -37,21 +39,73 @@ struct Model {
   QkModel c{};
   std::vector<std::unique_ptr<char[]>> kept;
   std::vector<QkLayer> layers;
+  std::vector<std::unique_ptr<QkMatrix[]>> parts;
   std::mt19937 random;
+  const bool packed;  // matrices of random formats, where widths allow
 
-  Model(const Shape &s, int type) : random(7) {
+  Model(const Shape &s, int type, bool packed) : random(7), packed(packed) {
     const int64_t d = s.hidden, q = int64_t{s.heads} * s.head_dim, kv = int64_t{s.kv_heads} * s.head_dim;
     layers.resize(s.layers);
-    c = {type, s.layers, s.hidden, s.heads, s.kv_heads, s.head_dim, s.ffn, s.vocab, s.rotary, 1e-6f, nullptr, nullptr,
-         nullptr, layers.data()};
+    c = {type, s.layers, s.hidden, s.heads, s.kv_heads, s.head_dim, s.ffn, s.vocab, s.rotary, 1e-6f};
+    c.layer = layers.data();
     for (QkLayer &l : layers) {
-      l.attn_norm = array(d), l.qkv_weight = array((q + 2 * kv) * d), l.out_weight = array(q * d);
-      l.ffn_norm = array(d), l.gate_up_weight = array(2 * d * s.ffn), l.down_weight = array(d * s.ffn);
-      if (s.biases) l.qkv_bias = array(q + 2 * kv), l.out_bias = array(d), l.gate_up_bias = array(2 * s.ffn), l.down_bias = array(d);
+      l.attn_norm = array(d), l.ffn_norm = array(d);
+      l.qkv = linear({q, kv, kv}, d, s.biases), l.out = linear({d}, q, s.biases);
+      l.gate_up = linear({s.ffn, s.ffn}, d, s.biases), l.down = linear({d}, s.ffn, s.biases);
       if (s.norms) l.q_norm = array(s.head_dim), l.k_norm = array(s.head_dim);
       l.window = &l == &layers[0] ? s.window : 0;
     }
-    c.embed = array(d * s.vocab), c.norm = array(d), c.head = array(d * s.vocab);
+    c.embed = matrix(s.vocab, d), c.norm = array(d), c.head = matrix(s.vocab, d);
+    c.embed.order = nullptr;
+  }
+
+  QkLinear linear(std::vector<int64_t> sizes, int64_t n, bool has_bias) {
+    if (!packed) sizes = {std::accumulate(sizes.begin(), sizes.end(), int64_t{0})};
+    parts.emplace_back(new QkMatrix[sizes.size()]);
+    for (size_t i = 0; i < sizes.size(); ++i) parts.back()[i] = matrix(sizes[i], n);
+    const int64_t rows = std::accumulate(sizes.begin(), sizes.end(), int64_t{0});
+    return {static_cast<int32_t>(sizes.size()), parts.back().get(), has_bias ? array(rows) : nullptr};
+  }
+
+  QkMatrix matrix(int64_t rows, int64_t n) {
+    QkMatrix m{QK_DENSE, static_cast<int32_t>(rows)};
+    if (packed) m.format = random() % (n % 32 ? 3 : 5);
+    if (m.format == QK_DENSE) return m.data = array(rows * n), m;
+    if (m.format == QK_HALF || m.format == QK_BRAIN) return m.data = halves(rows * n, m.format == QK_BRAIN), m;
+    const int64_t sizes[] = {16, 32, 48, 128, n};
+    m.group = sizes[random() % 5];
+    const int64_t groups = (n + m.group - 1) / m.group;
+    m.data = bytes(m.format == QK_INT4 ? rows * n / 2 : rows * n);
+    m.scales = scales(rows * groups, m.format == QK_INT4 ? 0x2400 : 0x1400);
+    if (random() % 3 == 0) m.zeros = bytes(rows * groups);
+    else if (random() % 2) m.mins = scales(rows * groups, 0x2800);
+    if (random() % 3 == 0) m.order = shuffled(n);
+    return m;
+  }
+
+  uint8_t *bytes(int64_t size) {
+    kept.emplace_back(new char[size]);
+    for (int64_t i = 0; i < size; ++i) kept.back()[i] = static_cast<char>(random());
+    return reinterpret_cast<uint8_t *>(kept.back().get());
+  }
+
+  uint16_t *scales(int64_t size, int below) {  // float16 numbers
+    uint16_t *out = reinterpret_cast<uint16_t *>(bytes(size * 2));
+    for (int64_t i = 0; i < size; ++i) out[i] = (out[i] & 0x8000) | random() % below;
+    return out;
+  }
+
+  uint16_t *halves(int64_t size, bool brain) {
+    uint16_t *out = reinterpret_cast<uint16_t *>(bytes(size * 2));
+    for (int64_t i = 0; i < size; ++i) out[i] = (out[i] & 0x8000) | (brain ? 0x3c00 + random() % 0x280 : random() % 0x3400);
+    return out;
+  }
+
+  int32_t *shuffled(int64_t n) {
+    int32_t *out = reinterpret_cast<int32_t *>(bytes(n * 4));
+    std::iota(out, out + n, 0);
+    std::shuffle(out, out + n, random);
+    return out;
   }
 
   size_t width() const { return c.type == QK_F32 ? 4 : 2; }
@@ -133,7 +187,8 @@ struct Case {
   Model model;
   Adapters adapter;
 
-  Case(const Shape &s, int type, bool int8) : s(s), type(type), int8(int8), model(s, type), adapter(s, model) {}
+  Case(const Shape &s, int type, bool int8, bool packed = false)
+      : s(s), type(type), int8(int8), model(s, type, packed), adapter(s, model) {}
 
   // Reads whole sequences number first, first + step ..., `chunk` tokens of each a call, and returns all logits, sequence
   // by sequence. Odd ones have an adapter.
@@ -187,8 +242,8 @@ struct Case {
 // AMX adds in an order of its own, where it is used at all.
 bool adds_alike(const Shape &s, int type, int isa) { return isa != QK_AMX || type != QK_BF16 || s.head_dim % 32; }
 
-void check_shape(const Shape &s, int type, bool int8, int most) {
-  Case run(s, type, int8);
+void check_shape(const Shape &s, int type, bool int8, bool packed, int most) {
+  Case run(s, type, int8, packed);
   const struct { int chunk, threads; } ways[] = {{100, 3}, {6, 1}, {1, 3}};
   std::vector<float> expected;
   for (int isa = qk_best_isa(), before = -1; isa >= 0; before = isa--) {
@@ -266,7 +321,10 @@ int main(int count, char **arguments) {
   const int most = count > 1 ? std::atoi(arguments[1]) : 8;
   for (const Shape &s : kShapes)
     for (const int type : {QK_F32, QK_BF16, QK_F16})
-      for (const bool int8 : {false, true}) check_shape(s, type, int8, most);
+      for (const bool int8 : {false, true}) {
+        check_shape(s, type, int8, false, most);
+        if (int8 == (type != QK_F32)) check_shape(s, type, int8, true, most);
+      }
   check_nothing(kShapes[1], QK_F16), check_nothing(kShapes[4], QK_BF16);
   check_pool();
   check_callers();

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -58,8 +59,10 @@ def write_gguf(
     kind: gguf.GGMLQuantizationType = F32,
     *,
     rope_freqs: tuple[float, ...] = (),
+    other_kinds: Mapping[str, gguf.GGMLQuantizationType] | None = None,
 ) -> None:
-    """Writes a network as llama.cpp's converter does, matrices in block type ``kind``.
+    """Writes a network as llama.cpp's converter does, matrices in block type ``kind``, those whose names contain a key of
+    ``other_kinds`` in its block type.
 
     The network gets the values that were stored, so that it computes what the file says. Tensor names come from
     the gguf package's own map.
@@ -84,10 +87,11 @@ def write_gguf(
         stored = names.get_name(name, try_suffixes=(".weight", ".bias"))
         assert stored is not None, name
         values = np.ascontiguousarray(tensor.numpy())
-        if tensor.ndim > 1 and kind != F32:
-            blocks = quants.quantize(values, kind)
-            tensor.copy_(torch.from_numpy(quants.dequantize(blocks, kind)))  # a view of the weight
-            writer.add_tensor(stored, _permuted(blocks, name, model, family), raw_dtype=kind)
+        own = next((k for part, k in (other_kinds or {}).items() if part in name), kind)
+        if tensor.ndim > 1 and own != F32:
+            blocks = quants.quantize(values, own)
+            tensor.copy_(torch.from_numpy(quants.dequantize(blocks, own)))  # a view of the weight
+            writer.add_tensor(stored, _permuted(blocks, name, model, family), raw_dtype=own)
         else:
             writer.add_tensor(stored, _permuted(values, name, model, family))
     if rope_freqs:

@@ -23,6 +23,7 @@ LAYERS = {
     "weights": 4,
     "engine": 4,
     "backends": 5,
+    "quantize": 5,
     "llm": 6,
     "session": 6,
     "bench": 6,

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from qwenkit.backends.base import BackendInfo
 from qwenkit.backends.local import LocalBackend
@@ -19,7 +20,9 @@ from qwenkit.core.errors import QwenkitError, TemplateError, TokenizerError
 from qwenkit.kernels.cpu import release_freed_memory
 from qwenkit.model.transformer import Transformer
 from qwenkit.tokenizer.base import Tokenizer
-from qwenkit.weights.load import Checkpoint, build_model, check_vocabulary, open_checkpoint
+from qwenkit.weights.checkpoint import Checkpoint, check_vocabulary, open_checkpoint
+from qwenkit.weights.load import build_model
+from qwenkit.weights.memory import held_bytes
 from qwenkit.weights.sources import KNOWN, fetch
 from qwenkit.weights.tokenizer import tokenizer_of
 
@@ -54,7 +57,14 @@ def open_local(
         tokenizer, error = _tokenizer_or_error(checkpoint)
         if tokenizer is not None:
             check_vocabulary(config, tokenizer.vocab_size)
-        network = build_model(checkpoint, device=device, dtype=dtype, config=config, on_progress=on_progress)
+        network = build_model(
+            checkpoint,
+            device=device,
+            dtype=dtype,
+            config=config,
+            on_progress=on_progress,
+            head=options.head,
+        )
     finally:
         checkpoint.store.close()
     template, template_error = None, None
@@ -132,7 +142,15 @@ def _info(
             "path": str(checkpoint.path),
             "format": checkpoint.format,
             "quantisation": str(checkpoint.quant) if checkpoint.quant else None,
+            "head": _head_type(network),
             "num_params": config.num_params,
+            "weights_bytes": held_bytes(network),
             "threads": torch.get_num_threads(),
         },
     )
+
+
+def _head_type(network: Transformer) -> str:
+    """What the output head is kept in: a type, or its bits."""
+    part = network.head.parts[0]
+    return str(part.dtype).removeprefix("torch.") if isinstance(part, Tensor) else f"{part.bits} bit"

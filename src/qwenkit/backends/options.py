@@ -39,6 +39,8 @@ class LocalOptions:
     """Sequences computed together."""
     prefill_chunk: int = 512
     """Tokens computed in one step: long prompts are read in pieces of this size."""
+    head: str = "auto"
+    """What the output head is kept in: auto (as the checkpoint has it) or int8 (rounded to 8 bits while it is read)."""
     kv_cache: str = "auto"
     """What keys and values are stored in: auto (the model's dtype) or int8 (half the memory of bfloat16)."""
     cache_memory: int | None = None
@@ -63,6 +65,8 @@ class LocalOptions:
             raise InputError(f"max_queue={self.max_queue!r} is not possible; use a whole number from 0 up")
         if self.kv_cache not in ("auto", "int8"):
             raise InputError(f"kv_cache={self.kv_cache!r} is not known; use auto or int8")
+        if self.head not in ("auto", "int8"):
+            raise InputError(f"head={self.head!r} is not known; use auto or int8")
         if self.num_threads is not None and self.num_threads > MAX_THREADS:
             raise InputError(f"num_threads={self.num_threads} is not possible; use at most {MAX_THREADS}")
         if any(isinstance(w, bool) or not isinstance(w, int | None) for w in self.windows or ()):

@@ -106,6 +106,7 @@ def _converse(llm: LLM, conversation: Chat, texts: Texts, *, has_stats: bool) ->
     info = llm.info
     screen = Screen(Console(highlight=False))
     facts = [str(info.model), *([] if info.dtype == "remote" else [info.dtype]), info.device]
+    facts += [str(info.details[name]) for name in ("quantisation", "kernels") if info.details.get(name)]
     if info.context_length:  # not every server says
         facts.append(texts.context.format(n=info.context_length))
     screen.note(" · ".join([*facts, texts.hint]))

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from qwenkit.cli import memory_table
 from qwenkit.cli.options import JsonFlag
 
 if TYPE_CHECKING:
@@ -15,11 +16,25 @@ if TYPE_CHECKING:
     from qwenkit.weights.inspect import ModelReport
 
 
+_IN_MEMORY = {"packed": "stays packed", "numbers": "numbers"}
+
+
 def inspect_model(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="Short name, folder, .gguf file or hub id.")],
+    memory: memory_table.MemoryFlag = False,
+    batch: memory_table.BatchOption = None,
+    lengths: memory_table.LengthsOption = None,
+    kv_cache: memory_table.CacheOption = None,
+    dtype: memory_table.DtypeOption = None,
+    head: memory_table.HeadOption = None,
     as_json: JsonFlag = False,
 ) -> None:
     """Show a model's architecture, size, format and memory needs without loading it."""
+    wanted = {"batch": batch, "lengths": lengths, "kv_cache": kv_cache, "dtype": dtype, "head": head}
+    if memory:
+        memory_table.show_memory(model, **wanted, as_json=as_json)
+        return
+    memory_table.reject_without_memory(**wanted)
     from qwenkit.weights.inspect import inspect_model as read_report
 
     report = read_report(model)
@@ -61,11 +76,12 @@ def _facts(report: ModelReport) -> Table:
         **report.features,
         "dtype": report.dtype,
         "quantisation": report.quantisation or "none",
+        "output head": report.head,
         "context length": f"{report.context_length:,}",
         "tokenizer": report.tokenizer_problem or "ok",
         "chat template": report.chat_template,
         "file size": size(report.file_bytes),
-        "runs here": "yes" if report.runnable else "no",
+        "runs here": "yes" if report.runnable else f"no: {report.problem}",
     }
     for name, value in rows.items():
         table.add_row(name, str(value))
@@ -73,9 +89,9 @@ def _facts(report: ModelReport) -> Table:
 
 
 def _tensors(report: ModelReport) -> Table:
-    table = _table("Tensors", "dtype", "bytes")
+    table = _table("Tensors", "stored as", "bytes", "in memory")
     for dtype, num_bytes in sorted(report.tensors.items(), key=lambda item: -item[1]):
-        table.add_row(dtype, size(num_bytes))
+        table.add_row(dtype, size(num_bytes), _IN_MEMORY[report.in_memory[dtype]])
     return table
 
 

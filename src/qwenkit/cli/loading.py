@@ -68,6 +68,7 @@ def open_llm(options: ModelOptions, *, max_batch_size: int = 16, texts: Texts = 
             max_context=options.max_context,
             max_batch_size=max_batch_size,
             num_threads=options.threads,
+            head=options.head,
             kv_cache=options.kv_cache,
             deterministic=options.deterministic,
             on_progress=on_progress,

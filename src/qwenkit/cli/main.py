@@ -13,11 +13,13 @@ from typer.core import TyperGroup
 from qwenkit._version import __version__
 from qwenkit.cli.bench import app as bench
 from qwenkit.cli.chat import chat
+from qwenkit.cli.dequantize import dequantize
 from qwenkit.cli.doctor import doctor
 from qwenkit.cli.generate import generate
 from qwenkit.cli.inspect_model import inspect_model
 from qwenkit.cli.perplexity import perplexity
 from qwenkit.cli.pull import pull
+from qwenkit.cli.quantize import quantize
 from qwenkit.cli.serve import serve
 from qwenkit.cli.tokens import detokenize, tokenize
 from qwenkit.core.environment import wants_traceback
@@ -115,6 +117,8 @@ app.command("tokenize")(tokenize)
 app.command("detokenize")(detokenize)
 app.command("perplexity")(perplexity)
 app.command("serve")(serve)
+app.command("quantize")(quantize)
+app.command("dequantize")(dequantize)
 app.command("pull")(pull)
 app.command("inspect")(inspect_model)
 app.command("doctor")(doctor)

@@ -59,6 +59,9 @@ class ModelOptions:
         int | None, _model("--max-context", metavar="N", text="Most tokens of prompt and reply together.")
     ] = None
     threads: Annotated[int | None, _model("--threads", metavar="N", text="CPU threads to use.")] = None
+    head: Annotated[
+        str, _model("--head", metavar="KIND", text="auto, or int8 for an output head rounded to 8 bits.")
+    ] = "auto"
     kv_cache: Annotated[
         str, _model("--kv-cache", metavar="KIND", text="auto, or int8 for half the memory of bfloat16.")
     ] = "auto"

@@ -208,6 +208,7 @@ def _open(model: ModelOptions, engine: EngineOptions) -> Backend:
             max_batch_size=engine.max_batch_size,
             max_queue=engine.max_queue,
             prefill_chunk=engine.prefill_chunk,
+            head=model.head,
             kv_cache=model.kv_cache,
             deterministic=model.deterministic,
             cache_memory=None if engine.cache_gb is None else int(engine.cache_gb * _GIB),
@@ -245,8 +246,9 @@ def _cache(info: BackendInfo) -> list[str]:
 def describe(info: BackendInfo) -> str:
     """One line on a model and how it runs."""
     facts = [info.model, info.dtype, info.device, f"context {info.context_length}"]
-    for name in ("format", "quantisation", "kernels", "threads"):
-        if (value := info.details.get(name)) is not None:
+    for name in ("format", "quantisation", "head", "kernels", "threads"):
+        value = info.details.get(name)
+        if value not in (None, info.dtype):  # a head like the rest needs no word
             facts.append(f"{name} {value}")
     return "model: " + " · ".join(facts)
 

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
-from qwenkit.kernels import cpu, native
+from qwenkit.kernels import cpu, gpu, native
 
 Status: TypeAlias = Literal["ok", "warn", "missing"]
 
@@ -58,6 +58,7 @@ def report() -> list[Check]:
         ("torch threads", _threads),
         ("dtype", _dtype),
         ("gpu", _gpus),
+        ("gpu kernels", _gpu_kernels),
         ("network", _decode),
         ("linear kernel", _linear),
         ("attention kernel", _attention),
@@ -165,6 +166,18 @@ def _gpus() -> list[Check]:
     return checks
 
 
+def _gpu_kernels() -> Check:
+    import torch
+
+    if not torch.cuda.is_available():
+        return Check("gpu kernels", "none", "ok", "no GPU to run them on")
+    if problem := gpu.problem():
+        return Check(
+            "gpu kernels", "torch", "warn", f"packed weights are dequantised at every use: {problem}"
+        )
+    return Check("gpu kernels", f"Triton {_version('triton')}", "ok", "for packed weights; the rest is torch")
+
+
 def _linear() -> Check:
     import torch
 
@@ -205,10 +218,6 @@ def _packages() -> list[Check]:
             )
         else:
             checks.append(Check(package, version))
-    version = _version("triton")
-    checks.append(
-        Check("triton", version or "not installed", "ok", "" if version else "comes with torch for CUDA")
-    )
     return checks
 
 

@@ -7,6 +7,7 @@ portable or reference forces an instruction set; reference turns the kernels off
 from __future__ import annotations
 
 import ctypes
+import enum
 import functools
 import importlib.machinery
 import logging
@@ -17,23 +18,45 @@ from qwenkit.core.errors import InputError, did_you_mean
 
 _log = logging.getLogger("qwenkit")
 _ISAS = ("portable", "avx2", "avx512", "amx")  # in the order of QkIsa
-_ABI_VERSION = 2  # QK_ABI_VERSION of csrc/native.h
+_ABI_VERSION = 3  # QK_ABI_VERSION of csrc/native.h
 _NO_MEMORY = 2  # of QkStatus
 MAX_THREADS = 256
 
 _pointer = ctypes.c_void_p
 
 
+class Format(enum.IntEnum):
+    """QkFormat of csrc/native.h."""
+
+    DENSE = 0
+    HALF = 1
+    BRAIN = 2
+    INT4 = 3
+    INT8 = 4
+
+
+class Matrix(ctypes.Structure):
+    """QkMatrix of csrc/native.h."""
+
+    _fields_ = (
+        *((name, ctypes.c_int32) for name in ("format", "rows")),
+        ("group", ctypes.c_int64),
+        *((name, _pointer) for name in ("data", "scales", "zeros", "mins", "order")),
+    )
+
+
+class Linear(ctypes.Structure):
+    """QkLinear of csrc/native.h."""
+
+    _fields_ = (("parts", ctypes.c_int32), ("part", ctypes.POINTER(Matrix)), ("bias", _pointer))
+
+
 class Layer(ctypes.Structure):
     """QkLayer of csrc/native.h."""
 
     _fields_ = (
-        *((name, _pointer) for name in ("attn_norm", "qkv_weight", "qkv_bias", "q_norm", "k_norm")),
-        *(
-            (name, _pointer)
-            for name in ("out_weight", "out_bias", "ffn_norm", "gate_up_weight", "gate_up_bias")
-        ),
-        *((name, _pointer) for name in ("down_weight", "down_bias")),
+        *((name, _pointer) for name in ("attn_norm", "q_norm", "k_norm", "ffn_norm")),
+        *((name, Linear) for name in ("qkv", "out", "gate_up", "down")),
         ("window", ctypes.c_int64),
     )
 
@@ -45,7 +68,8 @@ class Model(ctypes.Structure):
         *((name, ctypes.c_int32) for name in ("type", "layers", "hidden", "heads", "kv_heads", "head_dim")),
         *((name, ctypes.c_int32) for name in ("ffn", "vocab", "rotary")),
         ("eps", ctypes.c_float),
-        *((name, _pointer) for name in ("embed", "norm", "head")),
+        ("norm", _pointer),
+        *((name, Matrix) for name in ("embed", "head")),
         ("layer", ctypes.POINTER(Layer)),
     )
 
@@ -119,10 +143,10 @@ def _matches(loaded: ctypes.CDLL) -> bool:
     """Whether the library was compiled with the structs above: an older one would read wild addresses."""
     if not hasattr(loaded, "qk_abi"):
         return False
-    found = (ctypes.c_int64 * 7)()
+    structs = (Layer, Model, Pool, Lora, Adapter, Span, Matrix, Linear)
+    found = (ctypes.c_int64 * (1 + len(structs)))()
     loaded.qk_abi.argtypes, loaded.qk_abi.restype = (ctypes.POINTER(ctypes.c_int64),), None
     loaded.qk_abi(found)
-    structs = (Layer, Model, Pool, Lora, Adapter, Span)
     return list(found) == [_ABI_VERSION, *(ctypes.sizeof(struct) for struct in structs)]
 
 

@@ -17,6 +17,8 @@ from torch import Tensor
 
 BLOCK = 32
 """Inputs whose 4-bit codes lie together in 16 bytes."""
+_TILE = 1 << 18
+"""Numbers that each thread of a CPU unpacks at once: few enough for its cache."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -76,33 +78,53 @@ class PackedWeight:
 
     def dequantise(self, dtype: torch.dtype = torch.float32) -> Tensor:
         """(N, K), inputs in their own order; computed in float32, where scale times integer is exact."""
-        k = self.shape[1]
-        codes = unpack_codes(self.codes, self.bits).float()
-        groups = torch.arange(k, device=self.device) // self.group_size
+        n, k = self.shape
+        out = torch.empty(n, k, dtype=dtype, device=self.device)
+        step = max(1, _TILE * torch.get_num_threads() // k if self.device.type == "cpu" else n)
+        for first in range(0, n, step):
+            part, to = self.rows(first, first + step), out[first : first + step]
+            if self.order is None:
+                to.copy_(part._numbers())
+            else:
+                to.index_copy_(1, self.order.long(), part._numbers().to(dtype))
+        return out
+
+    def _numbers(self) -> Tensor:
+        """(N, K) float32, columns as they lie."""
+        k, size = self.shape[1], self.group_size
+        numbers = unpack_codes(self.codes, self.bits).float()
+        whole = k // size
+        if whole:
+            self._apply(torch.unflatten(numbers[:, : whole * size], 1, (whole, size)), slice(0, whole))
+        if whole * size < k:
+            self._apply(numbers[:, None, whole * size :], slice(whole, None))
+        return numbers
+
+    def _apply(self, numbers: Tensor, groups: slice) -> None:
+        """Turns the codes (N, groups, size) into numbers, in place."""
+        scales = self.scales[:, groups, None].float()
         if self.mins is not None:
-            out = codes.mul_(self.scales.float()[:, groups]).add_(self.mins.float()[:, groups])
+            numbers.mul_(scales).add_(self.mins[:, groups, None].float())
+        elif self.zeros is not None:
+            numbers.sub_(self.zeros[:, groups, None]).mul_(scales)
         else:
-            zeros = 1 << (self.bits - 1) if self.zeros is None else self.zeros.float()[:, groups]
-            out = codes.sub_(zeros).mul_(self.scales.float()[:, groups])
-        if self.order is not None:
-            out = torch.empty_like(out).index_copy_(1, self.order.long(), out)
-        return out.to(dtype)
+            numbers.sub_(1 << (self.bits - 1)).mul_(scales)
 
 
 def pack_codes(codes: Tensor, bits: int) -> Tensor:
     """(N, K) uint8, one code each, to the layout of PackedWeight.codes."""
     if bits == 8:
         return codes.contiguous()
-    halves = codes.view(len(codes), -1, 2, BLOCK // 2)
-    return (halves[:, :, 0] | halves[:, :, 1] << 4).view(len(codes), -1)
+    halves = torch.unflatten(codes, 1, (codes.shape[1] // BLOCK, 2, BLOCK // 2))
+    return (halves[:, :, 0] | halves[:, :, 1] << 4).flatten(1)
 
 
 def unpack_codes(codes: Tensor, bits: int) -> Tensor:
     """The layout of PackedWeight.codes to (N, K) uint8, one code each."""
     if bits == 8:
         return codes
-    blocks = codes.view(len(codes), -1, BLOCK // 2)
-    return torch.stack((blocks & 15, blocks >> 4), dim=2).view(len(codes), -1)
+    blocks = torch.unflatten(codes, 1, (2 * codes.shape[1] // BLOCK, BLOCK // 2))
+    return torch.stack((blocks & 15, blocks >> 4), dim=2).flatten(1)
 
 
 def stack_rows(parts: Sequence[PackedWeight]) -> PackedWeight | None:

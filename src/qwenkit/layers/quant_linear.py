@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from qwenkit.kernels import ops
 from qwenkit.kernels.packed import PackedWeight
 
+_CHUNK = 2**24  # numbers converted at once
+
 Stored = Tensor | PackedWeight
 """A matrix (out, in) in any type, or packed."""
 
@@ -49,8 +51,22 @@ class QuantEmbedding(nn.Module):
         """(...) int64 -> (..., size)"""
         if isinstance(self.table, Tensor):
             return F.embedding(token_ids, self.table).to(self._dtype)
-        return self.table.select(token_ids.flatten()).dequantise(self._dtype).view(*token_ids.shape, -1)
+        rows = self.table.select(token_ids.flatten()).dequantise(self._dtype)
+        return rows.view(*token_ids.shape, self.table.shape[1])
+
+
+def rows_of(matrix: Stored, first: int, end: int, dtype: torch.dtype) -> Tensor:
+    """Rows ``first`` to ``end`` as numbers of ``dtype``, (end - first, in)."""
+    if isinstance(matrix, Tensor):
+        return matrix[first:end].to(dtype)
+    return matrix.rows(first, end).dequantise(dtype)
 
 
 def _product(x: Tensor, part: Stored) -> Tensor:
-    return F.linear(x, part.to(x.dtype)) if isinstance(part, Tensor) else ops.quant_linear(x, part)
+    if isinstance(part, PackedWeight):
+        return ops.quant_linear(x, part)
+    if part.dtype == x.dtype:
+        return F.linear(x, part)
+    step = max(_CHUNK // part.shape[1], 1)  # converted at once, a whole head would be as large as the model
+    pieces = [F.linear(x, part[at : at + step].to(x.dtype)) for at in range(0, len(part), step)]
+    return torch.cat(pieces, dim=-1)

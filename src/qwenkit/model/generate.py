@@ -12,11 +12,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from qwenkit.cache.dense import DenseCache
 from qwenkit.core.errors import InputError, NumericsError
 from qwenkit.core.types import FinishReason, SamplingParams
+from qwenkit.layers.quant_linear import QuantEmbedding, QuantLinear
 from qwenkit.layers.rope import ntk_alpha
 from qwenkit.model.sampling import Sampler
 from qwenkit.model.transformer import Span, Transformer
@@ -247,8 +248,18 @@ def explain_nonfinite(model: Transformer, token_ids: Sequence[int]) -> str:
     place = f"first in {found[0]}" if found else "in the logits"
     half = model.dtype == torch.float16
     cure = "try dtype bfloat16 or float32" if half else "try dtype float32"
-    for name, weight in model.named_parameters():
-        if found and name.startswith(found[0] + ".") and not bool(weight.isfinite().all()):
-            place += f": the weight {name} itself holds such values"
-            cure = cure if half else "fetch the checkpoint again"
+    damaged = _nonfinite_weight(model.get_submodule(found[0]), found[0]) if found else None
+    if damaged:
+        place += f": the weight {damaged} itself holds such values"
+        cure = cure if half else "fetch the checkpoint again"
     return f"the model's numbers became NaN or infinite in {str(model.dtype)[6:]}, {place}; {cure}"
+
+
+def _nonfinite_weight(module: nn.Module, name: str) -> str | None:
+    """The weight of a layer that holds NaN or infinity; of packed ones the scales tell."""
+    weights: list[tuple[str, Tensor]] = [(f"{name}.{own}", w) for own, w in module.named_parameters()]
+    stored = (module.table,) if isinstance(module, QuantEmbedding) else ()
+    for part in module.parts if isinstance(module, QuantLinear) else stored:
+        tensors = (part,) if isinstance(part, Tensor) else (part.scales, part.mins)
+        weights += [(f"{name}.weight", tensor) for tensor in tensors if tensor is not None]
+    return next((own for own, weight in weights if not bool(weight.isfinite().all())), None)

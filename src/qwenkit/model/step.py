@@ -15,17 +15,21 @@ from typing import Protocol
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from qwenkit.cache.paged import PagedCache, PagePool
 from qwenkit.core.errors import InputError
 from qwenkit.kernels import native
 from qwenkit.kernels.cpu import usable_cores
+from qwenkit.kernels.packed import BLOCK, PackedWeight
+from qwenkit.layers.linear import Linear
 from qwenkit.layers.lora import PARTS, Adapter
+from qwenkit.layers.quant_linear import QuantLinear, Stored
 from qwenkit.layers.rope import logn_scale
-from qwenkit.model.transformer import Layer, Span, Transformer
+from qwenkit.model.transformer import Layer, RMSNorm, Span, Transformer
 
 _TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+_OTHER_TYPES = {torch.float16: native.Format.HALF, torch.bfloat16: native.Format.BRAIN}
 
 
 class Forward(Protocol):
@@ -100,7 +104,8 @@ class NativeForward:
         self._isa = native.isa()
         self._cores = min(usable_cores(), native.MAX_THREADS)  # asking the system takes as long as a layer
         self.name = f"native {native.isa_name()}"
-        self._kept: list[Tensor] = []  # what the C structs point to
+        self._kept: list[object] = []  # what the C structs point to
+        self._orders: list[Tensor] = []  # of the parts of one linear layer
         self._adapters: weakref.WeakKeyDictionary[Adapter, _NativeAdapter] = weakref.WeakKeyDictionary()
         self._pool = _native_pool(pool)
         config = model.config
@@ -119,32 +124,74 @@ class NativeForward:
             vocab=config.vocab_size,
             rotary=config.rope.dim,
             eps=config.norm_eps,
-            embed=self._address(model.embed.weight),
             norm=self._address(model.norm.weight),
-            head=self._address(model.head.weight),
+            embed=self._matrix(model.embed.table, config.hidden_size),
+            head=self._head(model),
             layer=layers,
         )
 
+    def _head(self, model: Transformer) -> native.Matrix:
+        if model.head.bias is not None or len(model.head.parts) != 1:
+            raise InputError("an output head must be one matrix without a bias; load it as such")
+        return self._matrix(model.head.parts[0], model.config.hidden_size)
+
     def _fill(self, out: native.Layer, layer: Layer) -> None:
-        linears = {
-            "qkv": layer.attn.qkv,
-            "out": layer.attn.out,
-            "gate_up": layer.ffn.gate_up,
-            "down": layer.ffn.down,
-        }
-        for name, linear in linears.items():
-            setattr(out, f"{name}_weight", self._address(linear.weight))
-            setattr(out, f"{name}_bias", self._address(linear.bias))
-        norms: dict[str, nn.Module | None] = {"attn_norm": layer.attn_norm, "ffn_norm": layer.ffn_norm}
+        config = self._network.config
+        d, q, f = config.hidden_size, config.q_size, config.ffn_size
+        out.qkv = self._linear(layer.attn.qkv, q + 2 * config.kv_size, d)
+        out.out = self._linear(layer.attn.out, d, q)
+        out.gate_up = self._linear(layer.ffn.gate_up, 2 * f, d)
+        out.down = self._linear(layer.ffn.down, d, f)
+        norms: dict[str, RMSNorm | None] = {"attn_norm": layer.attn_norm, "ffn_norm": layer.ffn_norm}
         norms |= {"q_norm": layer.attn.q_norm, "k_norm": layer.attn.k_norm}
         for name, norm in norms.items():
             setattr(out, name, None if norm is None else self._address(norm.weight))
         out.window = layer.attn.window or 0
 
-    def _address(self, tensor: object) -> int | None:
+    def _linear(self, linear: Linear | QuantLinear, rows: int, columns: int) -> native.Linear:
+        self._orders.clear()
+        parts = (native.Matrix * len(linear.parts))(*(self._matrix(part, columns) for part in linear.parts))
+        self._kept.append(parts)
+        assert sum(part.rows for part in parts) == rows, "a layer's parts have other sizes than the network"
+        assert linear.bias is None or linear.bias.dtype == self._network.dtype
+        return native.Linear(parts=len(parts), part=parts, bias=self._address(linear.bias))
+
+    def _matrix(self, stored: Stored, columns: int) -> native.Matrix:
+        assert stored.shape[1] == columns, "a matrix has another width than the network"
+        if isinstance(stored, PackedWeight):
+            return self._packed(stored)
+        if stored.dtype == self._network.dtype:
+            kind = native.Format.DENSE
+        elif stored.dtype in _OTHER_TYPES:
+            kind = _OTHER_TYPES[stored.dtype]
+        else:
+            raise InputError(
+                f"weights of {stored.dtype} do not fit a network of {self._network.dtype}; convert them to it"
+            )
+        return native.Matrix(format=kind, rows=len(stored), data=self._address(stored))
+
+    def _packed(self, weight: PackedWeight) -> native.Matrix:
+        rows, columns = weight.shape
+        assert columns % BLOCK == 0
+        assert weight.group_size % 16 == 0 or weight.group_size >= columns
+        order = weight.order
+        if order is not None:  # activations are put in order once for each address
+            order = next((known for known in self._orders if torch.equal(known, order)), order)
+            self._orders.append(order)
+        return native.Matrix(
+            format=native.Format.INT4 if weight.bits == 4 else native.Format.INT8,
+            rows=rows,
+            group=weight.group_size,
+            data=self._address(weight.codes),
+            scales=self._address(weight.scales),
+            zeros=self._address(weight.zeros),
+            mins=self._address(weight.mins),
+            order=self._address(order),
+        )
+
+    def _address(self, tensor: Tensor | None) -> int | None:
         if tensor is None:
             return None
-        assert isinstance(tensor, Tensor)
         assert tensor.is_contiguous()
         # Detached, so that moving the network elsewhere does not free what the C structs point to.
         self._kept.append(tensor.detach())

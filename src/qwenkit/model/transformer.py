@@ -21,6 +21,7 @@ from qwenkit.core.errors import InputError
 from qwenkit.kernels import ops
 from qwenkit.layers.linear import Embedding, Linear
 from qwenkit.layers.lora import Adapter, AdapterRows, adapted, adapter_rows
+from qwenkit.layers.quant_linear import QuantEmbedding, QuantLinear
 from qwenkit.layers.rope import RotaryTables, logn_scale
 
 
@@ -144,12 +145,14 @@ class Transformer(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
-        self.embed = Embedding(config.vocab_size, config.hidden_size)
+        table = Embedding(config.vocab_size, config.hidden_size)
+        self.embed: Embedding | QuantEmbedding = table
         self.layers = nn.ModuleList(Layer(config, i) for i in range(config.num_layers))
         self.norm = RMSNorm(config.hidden_size, config.norm_eps)
-        self.head = Linear(config.hidden_size, config.vocab_size)
+        head = Linear(config.hidden_size, config.vocab_size)
+        self.head: Linear | QuantLinear = head
         if config.tie_embeddings:
-            self.head.weight = self.embed.weight
+            head.weight = table.weight
         self._tables: RotaryTables | None = None
 
     @property
@@ -161,6 +164,11 @@ class Transformer(nn.Module):
     def dtype(self) -> torch.dtype:
         """Type of activations, and of weights that are not packed."""
         return self.norm.weight.dtype
+
+    @property
+    def is_packed(self) -> bool:
+        """Whether any weights are packed, or of another type than activations."""
+        return any(isinstance(module, QuantLinear | QuantEmbedding) for module in self.modules())
 
     def forward(self, token_ids: Tensor, spans: Sequence[Span], rows: Tensor | None = None) -> Tensor:
         """Runs the new tokens of every sequence and stores their keys and values.

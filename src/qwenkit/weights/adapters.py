@@ -20,6 +20,7 @@ from qwenkit.config.lora import LoraConfig, from_peft
 from qwenkit.config.model import ModelConfig
 from qwenkit.core.errors import CheckpointError, ConfigError, UnsupportedModelError
 from qwenkit.layers.lora import Adapter, LoraWeights
+from qwenkit.layers.quant_linear import Stored, rows_of
 from qwenkit.model.transformer import Transformer
 from qwenkit.weights.files import BinFile, SafetensorsFile
 
@@ -269,8 +270,8 @@ def _tables(reader: _Reader, family: Family, model: Transformer) -> tuple[Tensor
     has_lora = [config.targets(names[0]), config.targets(names[1], is_head=True)]
     if tied and has_lora[0] and f"{names[1]}.lora_A" in reader:
         has_lora[1] = True  # PEFT was told to keep the tables tied
-    embed = _table(reader, names[0], model.embed.weight, rows[0], has_lora=has_lora[0], is_head=False)
-    head = _table(reader, names[1], model.head.weight, rows[1], has_lora=has_lora[1], is_head=True)
+    embed = _table(reader, names[0], model.embed.table, rows[0], has_lora=has_lora[0], is_head=False)
+    head = _table(reader, names[1], model.head.parts[0], rows[1], has_lora=has_lora[1], is_head=True)
     # Stored without being named in modules_to_save: written from the model itself, whose head is the same table.
     is_own = f"{names[0]}.weight" in reader and not config.saves(names[0])
     if head is None and (head_follows or (tied and is_own)):
@@ -287,7 +288,7 @@ def _ends(module: str, name: str) -> bool:
 def _table(
     reader: _Reader,
     module: str,
-    base: Tensor,
+    base: Stored,
     token_ids: tuple[int, ...] | None,
     *,
     has_lora: bool,
@@ -313,12 +314,14 @@ def _table(
         else:
             left = reader.read(f"{module}.lora_embedding_A", (rank, shape[0])).T  # (V, r)
             right = reader.read(f"{module}.lora_embedding_B", (shape[1], rank)).T  # (r, D)
-        updated = _updated(base if table is None else table, left, right * config.scale_of(module))
+        updated = _updated(
+            base if table is None else table, left, right * config.scale_of(module), reader.dtype
+        )
         table = reader.finite(updated, module)
     if token_ids is not None:
         _check_token_ids(module, token_ids, shape[0], has_lora=has_lora)
         new = reader.read(f"{module}.trainable_tokens_delta", (len(token_ids), shape[1]), dtype=reader.dtype)
-        table = (base if table is None else table).detach().clone()
+        table = rows_of(base, 0, shape[0], reader.dtype).detach().clone() if table is None else table
         table[torch.tensor(token_ids, device=table.device)] = new
     return table
 
@@ -345,10 +348,10 @@ def _check_token_ids(module: str, token_ids: tuple[int, ...], vocab_size: int, *
         )
 
 
-def _updated(base: Tensor, left: Tensor, right: Tensor) -> Tensor:
+def _updated(base: Stored, left: Tensor, right: Tensor, dtype: torch.dtype) -> Tensor:
     """base + left right, a few rows at a time, so that no second table in float32 is needed."""
-    out = torch.empty_like(base, requires_grad=False)
-    for at in range(0, len(base), _CHUNK_ROWS):
-        rows = slice(at, at + _CHUNK_ROWS)
-        out[rows] = base[rows].float() + left[rows] @ right
+    out = left.new_empty(len(left), right.shape[1], dtype=dtype)
+    for at in range(0, len(left), _CHUNK_ROWS):
+        end = min(at + _CHUNK_ROWS, len(left))
+        out[at:end] = rows_of(base, at, end, torch.float32) + left[at:end] @ right
     return out

@@ -58,8 +58,8 @@ class TensorStore(Protocol):
     def tensors(self) -> Mapping[str, TensorInfo]:
         """Name to header entry."""
 
-    def read(self, name: str, out: Tensor) -> None:
-        """Fills ``out`` (contiguous, of the stored shape) with the tensor, converting to its dtype and device.
+    def read(self, name: str, out: Tensor, first_row: int = 0) -> None:
+        """Fills ``out`` (contiguous) with the tensor's rows from ``first_row`` on, converting to its dtype and device.
 
         Raises:
             CheckpointError: the file ends early or cannot be read.
@@ -162,10 +162,12 @@ class SafetensorsFile:
             )
         return TensorInfo(shape, dtype, nbytes), start
 
-    def read(self, name: str, out: Tensor) -> None:
+    def read(self, name: str, out: Tensor, first_row: int = 0) -> None:
         """See TensorStore.read."""
         info, offset = self.tensors[name], self._data_start + self._offsets[name]
         dtype = DTYPES[info.dtype]
+        if first_row:
+            offset += info.nbytes // info.shape[0] * first_row
         if out.dtype == dtype and out.device.type == "cpu":
             read_exactly(self._fd, _bytes_of(out), offset, self.path)
             return
@@ -216,9 +218,10 @@ class BinFile:
             for name, t in state.items()
         }
 
-    def read(self, name: str, out: Tensor) -> None:
+    def read(self, name: str, out: Tensor, first_row: int = 0) -> None:
         """See TensorStore.read."""
-        out.copy_(self._state[name])
+        stored = self._state[name]
+        out.copy_(stored[first_row : first_row + len(out)] if stored.ndim else stored)
 
     def close(self) -> None:
         """Drops the mapped tensors."""
@@ -251,9 +254,9 @@ class ShardedStore:
                 )
         self.tensors: Mapping[str, TensorInfo] = {n: f.tensors[n] for n, f in self._home.items()}
 
-    def read(self, name: str, out: Tensor) -> None:
+    def read(self, name: str, out: Tensor, first_row: int = 0) -> None:
         """See TensorStore.read."""
-        self._home[name].read(name, out)
+        self._home[name].read(name, out, first_row)
 
     def close(self) -> None:
         """Closes every file."""

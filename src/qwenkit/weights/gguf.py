@@ -6,6 +6,7 @@ dequantisers. The header is parsed here because the package's reader maps the fi
 
 from __future__ import annotations
 
+import math
 import mmap
 import os
 import struct
@@ -158,22 +159,31 @@ class GgufFile:
         info = TensorInfo(shape[::-1], GGMLQuantizationType(kind).name, count // block * block_bytes)
         return name, info, offset
 
-    def read(self, name: str, out: Tensor) -> None:
+    def read(self, name: str, out: Tensor, first_row: int = 0) -> None:
         """See TensorStore.read; quantised blocks are dequantised in float32, then converted."""
-        info, offset = self.tensors[name], self._offsets[name]
-        rows = 1
-        for n in info.shape[:-1]:
-            rows *= n
-        flat = out.view(rows, info.shape[-1])
-        row_bytes = info.nbytes // rows
-        step = max(_CHUNK_ELEMENTS // info.shape[-1], 1)
+        info = self.tensors[name]
+        columns = info.shape[-1]
+        flat = out.view(-1, columns)
+        first = first_row * (math.prod(info.shape[1:]) // columns)
+        step = max(_CHUNK_ELEMENTS // columns, 1)
         decode = _decoder(info.dtype, self.path)
-        buffer = np.empty((min(step, rows), row_bytes), dtype=np.uint8)
-        for at in range(0, rows, step):
-            piece = buffer[: min(step, rows - at)]
-            raw: Any = piece
-            read_exactly(self._fd, memoryview(raw).cast("B"), offset + at * row_bytes, self.path)
-            flat[at : at + len(piece)].copy_(decode(piece))
+        for at in range(0, len(flat), step):
+            raw = self.read_blocks(name, first + at, min(step, len(flat) - at))
+            flat[at : at + step].copy_(decode(raw.numpy()))
+
+    def read_blocks(self, name: str, first_row: int, count: int) -> Tensor:
+        """``count`` rows of a tensor as they are stored, (count, bytes of a row) uint8.
+
+        Raises:
+            CheckpointError: the file ends early or cannot be read.
+        """
+        info = self.tensors[name]
+        row_bytes = info.nbytes // math.prod(info.shape[:-1])
+        out = torch.empty(count, row_bytes, dtype=torch.uint8)
+        raw: Any = out.numpy()
+        at = self._offsets[name] + first_row * row_bytes
+        read_exactly(self._fd, memoryview(raw).cast("B"), at, self.path)
+        return out
 
     def close(self) -> None:
         """Closes the file."""

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from qwenkit.chat.template import choose_template
 from qwenkit.config.model import SIZES, ModelConfig
 from qwenkit.core.errors import QwenkitError, TokenizerError
-from qwenkit.weights.load import Checkpoint, open_checkpoint
+from qwenkit.weights.checkpoint import Checkpoint, open_checkpoint
+from qwenkit.weights.memory import weights_bytes
+from qwenkit.weights.plan import Parameter, make_plan, stored_names
 from qwenkit.weights.sources import fetch
 from qwenkit.weights.tokenizer import tokenizer_of
 
@@ -46,7 +51,10 @@ class ModelReport:
     dtype: str
     quantisation: str | None
     runnable: bool
-    """False when this version can read but not run it."""
+    problem: str | None
+    """Why it does not run."""
+    head: str
+    """Stored type of the output head, or ``the embedding``."""
     context_length: int
     vocab_tokens: int | None
     """Tokens of the tokenizer; None when it has none."""
@@ -57,6 +65,8 @@ class ModelReport:
     file_bytes: int
     tensors: dict[str, int]
     """Stored type to bytes."""
+    in_memory: dict[str, str]
+    """Stored type to what becomes of it: ``packed`` or ``numbers``."""
     memory: tuple[MemoryRow, ...]
 
     def to_dict(self) -> dict[str, Any]:
@@ -88,7 +98,9 @@ def _report(checkpoint: Checkpoint) -> ModelReport:
     tensors: dict[str, int] = {}
     for info in checkpoint.store.tensors.values():
         tensors[info.dtype] = tensors.get(info.dtype, 0) + info.nbytes
-    vocab_tokens, template, problem = _text_side(checkpoint)
+    vocab_tokens, template, tokenizer_problem = _text_side(checkpoint)
+    plan, problem = _plan_or_problem(checkpoint)
+    packed = _packed_types(checkpoint, plan)
     return ModelReport(
         path=checkpoint.path,
         format=checkpoint.format,
@@ -99,15 +111,48 @@ def _report(checkpoint: Checkpoint) -> ModelReport:
         features=_features(config),
         dtype=config.dtype,
         quantisation=str(checkpoint.quant) if checkpoint.quant else None,
-        runnable=checkpoint.quant is None or checkpoint.format == "gguf",
+        runnable=problem is None,
+        problem=problem,
+        head=_head(checkpoint, plan),
         context_length=config.context_length,
         vocab_tokens=vocab_tokens,
         chat_template=template,
-        tokenizer_problem=problem,
+        tokenizer_problem=tokenizer_problem,
         file_bytes=_file_bytes(checkpoint.path),
         tensors=dict(sorted(tensors.items(), key=lambda item: -item[1])),
-        memory=tuple(memory_rows(config)),
+        in_memory={kind: "packed" if kind in packed else "numbers" for kind in tensors},
+        memory=tuple(memory_rows(config, {} if problem else _weights_bytes(checkpoint))),
     )
+
+
+def _plan_or_problem(checkpoint: Checkpoint) -> tuple[Mapping[str, Parameter], str | None]:
+    """Where weights come from, or why the model does not run."""
+    try:
+        return make_plan(checkpoint, checkpoint.config, dtype=torch.bfloat16), None
+    except QwenkitError as error:
+        return {}, str(error)
+
+
+def _head(checkpoint: Checkpoint, plan: Mapping[str, Parameter]) -> str:
+    if checkpoint.config.tie_embeddings:
+        return "the embedding"
+    stored = checkpoint.store.tensors
+    names = stored_names(checkpoint, "head.weight")
+    part = plan["head.weight"].parts[0] if "head.weight" in plan else None
+    if part is not None and part.form is not None and names[0] not in stored:
+        return f"{part.form.bits} bit"
+    return stored[names[0]].dtype if names[0] in stored else "missing"
+
+
+def _packed_types(checkpoint: Checkpoint, plan: Mapping[str, Parameter]) -> set[str]:
+    """Stored types of what stays packed in memory."""
+    parts = [p for parameter in plan.values() for p in parameter.parts if p.is_stored_packed]
+    names = [p.name if checkpoint.format == "gguf" else f"{p.module}.qweight" for p in parts]
+    return {checkpoint.store.tensors[name].dtype for name in names}
+
+
+def _weights_bytes(checkpoint: Checkpoint) -> dict[str, int]:
+    return {name: weights_bytes(checkpoint, getattr(torch, name)) for name in _BYTES}
 
 
 def _text_side(checkpoint: Checkpoint) -> tuple[int | None, str, str | None]:
@@ -148,14 +193,19 @@ def _features(config: ModelConfig) -> dict[str, str]:
     return features | {name: "yes" for name, on in named.items() if on}
 
 
-def memory_rows(config: ModelConfig) -> list[MemoryRow]:
-    """Memory for a few context lengths up to the model's own, in each dtype."""
+def memory_rows(config: ModelConfig, weights: Mapping[str, int]) -> list[MemoryRow]:
+    """Memory for a few context lengths up to the model's own, in each dtype.
+
+    Args:
+        config: sizes of the model.
+        weights: dtype to bytes of the weights as they lie in memory; where it is silent, they are numbers.
+    """
     lengths = sorted({n for n in (2048, 8192, 32768) if n < config.context_length} | {config.context_length})
     return [
         MemoryRow(
             dtype=dtype,
             context=length,
-            weights_bytes=config.num_params * width,
+            weights_bytes=weights.get(dtype, config.num_params * width),
             kv_bytes=config.kv_bytes(length, width),
         )
         for dtype, width in _BYTES.items()

@@ -1,126 +1,51 @@
-"""Opens a checkpoint of any supported format and builds the network from it.
+"""Builds the network from a checkpoint: every weight is read straight into its place, packed ones stay packed.
 
-Every tensor the network needs must be there with the right shape, and every tensor that is there must be needed:
-nothing is initialised silently. Weights are read straight into place, so the peak is little above the model itself.
+What comes from where is decided before by weights/plan.py. The peak of memory is little above the model itself.
 """
 
 from __future__ import annotations
 
 import math
-import re
-from collections.abc import Callable, Mapping
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
-from pathlib import Path
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from qwenkit.config.families import Family
-from qwenkit.config.generation import GenerationConfig, from_generation_config
-from qwenkit.config.gguf import from_gguf
-from qwenkit.config.hf import from_hf, read_json
 from qwenkit.config.model import ModelConfig
-from qwenkit.config.quant import QuantConfig, quant_config
-from qwenkit.core.errors import CheckpointError, TokenizerError, UnsupportedModelError
-from qwenkit.kernels.cpu import usable_cores, use_large_pages
+from qwenkit.core.errors import CheckpointError, InputError
+from qwenkit.kernels.cpu import release_freed_memory, usable_cores, use_large_pages
+from qwenkit.kernels.packed import PackedWeight, stack_rows
+from qwenkit.layers.linear import Linear
+from qwenkit.layers.quant_linear import QuantEmbedding, QuantLinear, Stored
 from qwenkit.model.transformer import Transformer
-from qwenkit.weights.files import TensorStore, open_folder
+from qwenkit.weights.checkpoint import Checkpoint, check_vocabulary, open_checkpoint
 from qwenkit.weights.gguf import GgufFile
+from qwenkit.weights.plan import Parameter, Part, make_plan, surplus_biases
+from qwenkit.weights.quantised import (
+    ROUNDED,
+    Form,
+    gptq_version,
+    read_from_folder,
+    read_from_gguf,
+    read_rounded,
+)
 
-_ALIGN = 64  # elements; every parameter starts on a cache line
+__all__ = ["HEADS", "Checkpoint", "build_model", "check_vocabulary", "open_checkpoint"]
 
+HEADS = ("auto", "int8")
+"""What the output head may be kept in: as the checkpoint has it, or rounded to 8 bits."""
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Checkpoint:
-    """A model on disk, its headers read and its weights not."""
+_ALIGN = 64  # bytes; every tensor starts on a cache line
+_PACKED_WORKERS = 2  # each needs memory for the layer it rearranges
+_LARGE = 2**27  # bytes of a model whose loading leaves freed memory worth handing back
+_TENSORS = ("codes", "scales", "zeros", "mins", "order")
 
-    path: Path
-    format: str
-    """safetensors, bin or gguf"""
-    family: Family
-    config: ModelConfig
-    generation: GenerationConfig
-    quant: QuantConfig | None
-    store: TensorStore
-    metadata: dict[str, Any] = field(default_factory=dict)
-    """GGUF metadata; empty for folders. May be cleared once the tokenizer has been read."""
-
-
-def open_checkpoint(path: Path) -> Checkpoint:
-    """Reads the headers of a model folder or a .gguf file.
-
-    Raises:
-        ConfigError: settings are missing, contradictory or not supported.
-        CheckpointError: weight files are missing, truncated or malformed.
-    """
-    if path.is_dir():
-        return _open_hf(path)
-    if path.suffix == ".gguf" or _starts_with(path, b"GGUF"):
-        return _open_gguf(path)
-    raise CheckpointError(f"{path} is neither a model folder nor a .gguf file; give one of these")
-
-
-def _starts_with(path: Path, magic: bytes) -> bool:
-    try:
-        with path.open("rb") as file:
-            return file.read(len(magic)) == magic
-    except OSError as error:
-        raise CheckpointError(f"{path} cannot be read: {error.strerror}") from error
-
-
-def _open_hf(folder: Path) -> Checkpoint:
-    raw = read_json(folder / "config.json", what="model configuration")
-    family, config = from_hf(raw)
-    generation_file = folder / "generation_config.json"
-    generation = from_generation_config(read_json(generation_file) if generation_file.is_file() else {}, raw)
-    side = next(
-        (folder / n for n in ("quantize_config.json", "quant_config.json") if (folder / n).is_file()), None
-    )
-    kind, store = open_folder(folder)
-    if family.may_tie and not config.tie_embeddings and family.tensors["head.weight"][0] not in store.tensors:
-        config = replace(config, tie_embeddings=True)
-    return Checkpoint(
-        path=folder,
-        format=kind,
-        family=family,
-        config=config,
-        generation=generation,
-        quant=quant_config(raw, read_json(side) if side else None),
-        store=store,
-    )
-
-
-def _open_gguf(path: Path) -> Checkpoint:
-    file = GgufFile(path)
-    try:
-        factors: list[float] = []
-        if "rope_freqs.weight" in file.tensors:
-            values = torch.empty(file.tensors["rope_freqs.weight"].shape)
-            file.read("rope_freqs.weight", values)
-            factors = values.tolist()
-        family, config = from_gguf(file.metadata, tensor_names=frozenset(file.tensors), freq_factors=factors)
-        ends = [file.metadata.get(f"tokenizer.ggml.{kind}_token_id") for kind in ("eos", "eot")]
-        generation = from_generation_config({"eos_token_id": [i for i in ends if i is not None]}, {})
-    except BaseException:
-        file.close()
-        raise
-    counts: dict[str, int] = {}
-    for info in file.tensors.values():
-        counts[info.dtype] = counts.get(info.dtype, 0) + info.nbytes
-    main = max(counts, key=lambda k: counts[k], default="none")
-    quant = None if main in ("F32", "F16", "BF16", "none") else QuantConfig(method=f"GGUF {main}")
-    return Checkpoint(
-        path=path,
-        format="gguf",
-        family=family,
-        config=config,
-        generation=generation,
-        quant=quant,
-        store=file,
-        metadata=file.metadata,
-    )
+_Empty = Callable[..., Tensor]
+"""Makes a tensor of a shape and ``dtype``."""
 
 
 def build_model(
@@ -130,149 +55,223 @@ def build_model(
     dtype: torch.dtype,
     config: ModelConfig | None = None,
     on_progress: Callable[[int, int], None] | None = None,
+    packed: bool = True,
+    head: str = "auto",
 ) -> Transformer:
     """The network with the checkpoint's weights.
 
     Args:
         checkpoint: from open_checkpoint; stays open.
         device: where the weights go.
-        dtype: what they become.
+        dtype: of activations, and of weights that are not packed.
         config: overrides the checkpoint's configuration (windows, context); sizes must be the same.
-        on_progress: called with (parameters done, parameters in all) in bytes of ``dtype``.
+        on_progress: called with (bytes done, bytes in all) of the network in memory.
+        packed: False turns packed weights into numbers of ``dtype``.
+        head: one of HEADS; int8 rounds an output head that is not packed to 8 bits.
 
     Raises:
-        CheckpointError: a tensor is missing, unexpected or of the wrong shape.
+        CheckpointError: a tensor is missing, unexpected, damaged or of the wrong shape.
         UnsupportedModelError: the checkpoint is quantised in a way that cannot be run.
+        InputError: the head cannot be what is asked for.
     """
-    if checkpoint.quant and checkpoint.format != "gguf":
-        raise UnsupportedModelError(
-            f"{checkpoint.path} is quantised ({checkpoint.quant}), which this version cannot run yet; use the bf16 or fp16 version of the model"
-        )
+    if head not in HEADS or (head != "auto" and not packed):
+        raise InputError(f"head={head!r} is not possible; use {' or '.join(HEADS)}, int8 with packed weights")
     with torch.device("meta"):
         model = Transformer(config or checkpoint.config)
-    plan = _plan(checkpoint, model)
-    _check_complete(checkpoint, model, plan)
-    weights = _allocate(plan, device, dtype)
-    total, done = sum(w.nbytes for w in weights.values()), 0
-    with ThreadPoolExecutor(max_workers=min(usable_cores(), 8)) as pool:
-        jobs = {name: pool.submit(_fill, checkpoint, plan[name], weights[name]) for name in plan}
+    plan = make_plan(checkpoint, model.config, dtype=dtype, packed=packed, head=head)
+    _check_surplus_biases(checkpoint, plan)
+    source = _Source(checkpoint, plan, device, dtype)
+    total, done = sum(p.nbytes(dtype) for p in plan.values()), 0
+    most = _PACKED_WORKERS if checkpoint.quant else 8
+    with ThreadPoolExecutor(max_workers=min(usable_cores(), most)) as pool:
+        jobs = {name: pool.submit(source.load, parameter) for name, parameter in plan.items()}
         try:
             for name, job in jobs.items():
-                job.result()
-                _assign(model, name, weights[name])
-                done += weights[name].nbytes
+                _install(model, name, job.result(), is_plain=plan[name].is_plain, dtype=dtype)
+                done += plan[name].nbytes(dtype)
                 if on_progress:
                     on_progress(done, total)
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
     if model.config.tie_embeddings:
-        model.head.weight = model.embed.weight
+        _tie(model)
+    if checkpoint.quant and total > _LARGE:
+        release_freed_memory()
     return model.eval()
 
 
-@dataclass(frozen=True, slots=True)
-class _Parameter:
-    """One parameter of the network and the stored tensors stacked into it."""
+class _Room:
+    """One block of memory for all weights: no gaps between them, and large pages where the system has them."""
 
-    shape: tuple[int, ...]
-    sources: tuple[tuple[str, int], ...]
-    """Stored name and number of rows of each part."""
-    permuted_heads: tuple[int, ...]
-    """Per part: head count when its rows are in interleaved order, else 0."""
+    def __init__(self, size: int, device: torch.device) -> None:
+        self._block = torch.empty(size, dtype=torch.uint8, device=device)
+        self._at, self._lock = 0, threading.Lock()
+        if device.type == "cpu":
+            use_large_pages(self._block.data_ptr(), size)
 
-
-def _plan(checkpoint: Checkpoint, model: Transformer) -> dict[str, _Parameter]:
-    names = checkpoint.family.gguf_tensors if checkpoint.format == "gguf" else checkpoint.family.tensors
-    config = model.config
-    permute = checkpoint.format == "gguf" and checkpoint.family.gguf_permuted
-    plan = {}
-    for name, weight in model.named_parameters():  # a tied head is listed once, as the embedding
-        pattern = re.sub(r"^layers\.\d+\.", "layers.{i}.", name)
-        layer = name.split(".")[1] if name.startswith("layers.") else ""
-        parts = [part.replace("{i}", layer) for part in names[pattern]]
-        rows = [weight.shape[0]]
-        if len(parts) == 3:
-            rows = [config.q_size, config.kv_size, config.kv_size]
-        elif len(parts) == 2:
-            rows = [config.ffn_size] * 2
-        heads = (
-            (config.num_heads, config.num_kv_heads, 0) if permute and len(parts) == 3 else (0,) * len(parts)
-        )
-        plan[name] = _Parameter(tuple(weight.shape), tuple(zip(parts, rows, strict=True)), heads)
-    return plan
+    def empty(self, shape: Sequence[int], *, dtype: torch.dtype) -> Tensor:
+        """A tensor in the block, or beside it once the block is full."""
+        size = math.prod(shape) * dtype.itemsize
+        with self._lock:
+            start = self._at
+            if start + size > len(self._block):
+                return torch.empty(*shape, dtype=dtype, device=self._block.device)
+            self._at = _aligned(start + size)
+        return self._block[start : start + size].view(dtype).view(*shape)
 
 
-def _check_complete(checkpoint: Checkpoint, model: Transformer, plan: Mapping[str, _Parameter]) -> None:
-    stored = checkpoint.store.tensors
-    expected: dict[str, tuple[int, ...]] = {}
-    for parameter in plan.values():
-        for source, rows in parameter.sources:
-            expected[source] = (rows, *parameter.shape[1:])
-    missing = [name for name in expected if name not in stored]
-    if missing:
-        raise CheckpointError(
-            f"{checkpoint.path} lacks {_some(missing)} that a {checkpoint.family.name} model needs; fetch it again"
-        )
-    for name, shape in expected.items():
-        if stored[name].shape != shape:
-            raise CheckpointError(
-                f"{checkpoint.path}: tensor {name!r} has shape {list(stored[name].shape)}, the configuration asks for {list(shape)}"
-            )
-    head = checkpoint.family.gguf_tensors if checkpoint.format == "gguf" else checkpoint.family.tensors
-    ignored = [*checkpoint.family.ignored] + (
-        [re.escape(head["head.weight"][0])] if model.config.tie_embeddings else []
-    )
-    extra = [n for n in stored if n not in expected and not any(re.fullmatch(p, n) for p in ignored)]
-    if extra:
-        raise CheckpointError(
-            f"{checkpoint.path} holds {_some(extra)} that a {checkpoint.family.name} model of this configuration does not have; is config.json of another model?"
-        )
+def _aligned(size: int) -> int:
+    return -(-size // _ALIGN) * _ALIGN
 
 
-def _some(names: list[str]) -> str:
-    return f"tensor {names[0]!r}" if len(names) == 1 else f"{len(names)} tensors, among them {names[0]!r},"
+class _Source:
+    """Reads parameters of one checkpoint; may be used by several threads."""
 
+    def __init__(
+        self, checkpoint: Checkpoint, plan: Mapping[str, Parameter], device: torch.device, dtype: torch.dtype
+    ) -> None:
+        self._store, self._quant, self._dtype = checkpoint.store, checkpoint.quant, dtype
+        # A packed matrix consists of up to four tensors, each on its own cache line.
+        gaps = 4 * _ALIGN * sum(len(p.parts) for p in plan.values())
+        self._room = _Room(sum(p.nbytes(dtype) for p in plan.values()) + gaps, device)
+        parts = (part for parameter in plan.values() for part in parameter.parts)
+        gptq = ((p.module, p.form) for p in parts if p.form is not None and p.form.layout == "gptq")
+        self._version = gptq_version(checkpoint.path, self._store, gptq, self._quant)
 
-def _allocate(plan: Mapping[str, _Parameter], device: torch.device, dtype: torch.dtype) -> dict[str, Tensor]:
-    """Room for every parameter in one block: no gaps between allocations, and large pages where the system has them."""
-    starts, end = {}, 0
-    for name, parameter in plan.items():
-        starts[name] = end
-        end += -(-math.prod(parameter.shape) // _ALIGN) * _ALIGN
-    block = torch.empty(end, dtype=dtype, device=device)
-    if device.type == "cpu":
-        use_large_pages(block.data_ptr(), block.nbytes)
-    return {n: block[at : at + math.prod(plan[n].shape)].view(plan[n].shape) for n, at in starts.items()}
+    def load(self, parameter: Parameter) -> tuple[Stored, ...]:
+        """The parameter's parts; a plain one is one tensor."""
+        if parameter.is_plain:
+            out, at = self._room.empty(parameter.shape, dtype=self._dtype), 0
+            for part in parameter.parts:
+                self._fill(part, out[at : at + part.shape[0]])
+                at += part.shape[0]
+            return (out,)
+        first = parameter.parts[0]
+        if len(parameter.parts) == 1 and first.form is not None:
+            return (self._packed(first, first.form, self._room.empty),)
+        found: list[Stored] = []
+        for part in parameter.parts:
+            form = part.form
+            found.append(self._numbers(part) if form is None else self._packed(part, form, torch.empty))
+        packed = [part for part in found if isinstance(part, PackedWeight)]
+        if len(packed) == len(found) and (whole := stack_rows(packed)) is not None:
+            found = [whole]
+        return tuple(part if isinstance(part, Tensor) else _copied(part, self._room.empty) for part in found)
 
+    def _numbers(self, part: Part) -> Tensor:
+        """A part that is not packed, beside others that are, or in a type of its own."""
+        out = self._room.empty(part.shape, dtype=part.kept or self._dtype)
+        self._fill(part, out)
+        return out
 
-def _fill(checkpoint: Checkpoint, plan: _Parameter, out: Tensor) -> None:
-    at = 0
-    for (source, rows), heads in zip(plan.sources, plan.permuted_heads, strict=True):
-        part = out[at : at + rows]
-        if heads:
-            stored = torch.empty_like(part)
-            checkpoint.store.read(source, stored)
-            # llama.cpp keeps the pairs of a rotation side by side; here they lie half a head apart.
-            pairs = stored.view(heads, -1, 2, *part.shape[1:]).transpose(1, 2)
-            part.view(heads, 2, -1, *part.shape[1:]).copy_(pairs)
+    def _fill(self, part: Part, out: Tensor) -> None:
+        if part.form is not None:
+            _expand(self._read(part, part.form), out)
+        elif part.permuted_heads:
+            stored = torch.empty_like(out)
+            self._store.read(part.name, stored)
+            out.copy_(stored[_stored_rows(part).to(out.device)])
         else:
-            checkpoint.store.read(source, part)
-        at += rows
+            self._store.read(part.name, out)
+
+    def _packed(self, part: Part, form: Form, empty: _Empty) -> PackedWeight:
+        """A packed part in memory from ``empty``."""
+        whole, at = None, 0
+        for piece in self._read(part, form):
+            if whole is None:
+                whole = _like(piece, part.shape[0], empty)
+            _put(piece, whole, at)
+            at += piece.shape[0]
+        assert whole is not None
+        return whole
+
+    def _read(self, part: Part, form: Form) -> Iterator[PackedWeight]:
+        """A packed part in pieces of rows."""
+        if form.layout == ROUNDED:
+            yield from read_rounded(self._store, part.name, form)
+        elif isinstance(self._store, GgufFile):
+            rows = _stored_rows(part) if part.permuted_heads else None
+            yield from read_from_gguf(self._store, part.name, form, rows)
+        else:
+            desc_act = self._quant.desc_act if self._quant else None
+            weight = read_from_folder(
+                self._store, part.module, form, version=self._version, desc_act=desc_act
+            )
+            if weight.shape != part.shape:
+                raise CheckpointError(
+                    f"{part.module} holds {weight.shape[0]} x {weight.shape[1]} weights, the configuration asks for {part.shape[0]} x {part.shape[1]}"
+                )
+            yield weight
 
 
-def _assign(model: nn.Module, name: str, weight: Tensor) -> None:
+def _like(piece: PackedWeight, rows: int, empty: _Empty) -> PackedWeight:
+    """Room for ``rows`` rows in the form of a piece of them."""
+    new: dict[str, Any] = {}
+    for name in _TENSORS:
+        tensor = getattr(piece, name)
+        if tensor is not None:
+            new[name] = empty(
+                tensor.shape if name == "order" else (rows, *tensor.shape[1:]), dtype=tensor.dtype
+            )
+    return replace(piece, shape=(rows, piece.shape[1]), **new)
+
+
+def _put(piece: PackedWeight, whole: PackedWeight, at: int) -> None:
+    """Copies a piece of rows to its place."""
+    for name in _TENSORS:
+        tensor = getattr(piece, name)
+        if tensor is not None:
+            place = getattr(whole, name)
+            (place if name == "order" else place[at : at + len(tensor)]).copy_(tensor)
+
+
+def _copied(weight: PackedWeight, empty: _Empty) -> PackedWeight:
+    out = _like(weight, weight.shape[0], empty)
+    _put(weight, out, 0)
+    return out
+
+
+def _expand(pieces: Iterator[PackedWeight], out: Tensor) -> None:
+    """Fills ``out`` with the numbers that pieces of rows stand for."""
+    at = 0
+    for piece in pieces:
+        out[at : at + piece.shape[0]].copy_(piece.dequantise(out.dtype))
+        at += piece.shape[0]
+
+
+def _stored_rows(part: Part) -> Tensor:
+    """For each row where it is stored: llama.cpp keeps pairs of a rotation side by side, here they lie half a head apart."""
+    return torch.arange(part.shape[0]).view(part.permuted_heads, -1, 2).transpose(1, 2).flatten()
+
+
+def _check_surplus_biases(checkpoint: Checkpoint, plan: Mapping[str, Parameter]) -> None:
+    for name in surplus_biases(checkpoint, plan):
+        values = torch.empty(checkpoint.store.tensors[name].shape)
+        checkpoint.store.read(name, values)
+        if bool((values != 0).any()):
+            raise CheckpointError(
+                f"{checkpoint.path}: tensor {name!r} is not zero, but a {checkpoint.family.name} model of this configuration has no such bias; is config.json of another model?"
+            )
+
+
+def _install(
+    model: Transformer, name: str, parts: tuple[Stored, ...], *, is_plain: bool, dtype: torch.dtype
+) -> None:
+    """Puts a parameter into the network, in place of the layer that holds it where it is packed."""
     owner, _, attribute = name.rpartition(".")
-    setattr(model.get_submodule(owner), attribute, nn.Parameter(weight, requires_grad=False))
+    if is_plain:
+        assert isinstance(parts[0], Tensor)
+        setattr(model.get_submodule(owner), attribute, nn.Parameter(parts[0], requires_grad=False))
+        return
+    parent, _, place = owner.rpartition(".")
+    layer = QuantEmbedding(parts[0], dtype) if owner == "embed" else QuantLinear(parts)
+    setattr(model.get_submodule(parent), place, layer)
 
 
-def check_vocabulary(config: ModelConfig, vocab_size: int) -> None:
-    """Refuses a tokenizer that can produce ids the embedding has no row for.
-
-    Raises:
-        TokenizerError: with both numbers.
-    """
-    if vocab_size > config.vocab_size:
-        raise TokenizerError(
-            f"the tokenizer has {vocab_size} tokens, the model's embedding only {config.vocab_size} rows; the tokenizer files are of another model"
-        )
+def _tie(model: Transformer) -> None:
+    if isinstance(model.embed, QuantEmbedding):
+        model.head = QuantLinear((model.embed.table,))
+    else:
+        assert isinstance(model.head, Linear)
+        model.head.weight = model.embed.weight

@@ -61,7 +61,7 @@ def save_model(
         _write_json(
             temporary / "config.json", to_hf(model.config, family, str(model.dtype).removeprefix("torch."))
         )
-        _write_json(temporary / "generation_config.json", _generation_dict(generation or GenerationConfig()))
+        _write_json(temporary / "generation_config.json", generation_dict(generation or GenerationConfig()))
         if tokenizer is not None:
             save_tokenizer(temporary, tokenizer)
         temporary.chmod(0o755)
@@ -76,7 +76,15 @@ def save_model(
 
 
 def stored_tensors(model: Transformer, family: Family) -> dict[str, Tensor]:
-    """The network's weights under the family's own names, fused ones split."""
+    """The network's weights under the family's own names, fused ones split.
+
+    Raises:
+        InputError: some are packed.
+    """
+    if model.is_packed:
+        raise InputError(
+            "the model's weights are packed and cannot be saved as numbers; load it with packed=False"
+        )
     config, out = model.config, {}
     for name, weight in model.named_parameters():
         layer = name.split(".")[1] if name.startswith("layers.") else ""
@@ -166,7 +174,8 @@ def _scaling_dict(config: ModelConfig) -> dict[str, Any]:
     return out if scaling.attention_factor is None else out | {"attention_factor": scaling.attention_factor}
 
 
-def _generation_dict(generation: GenerationConfig) -> dict[str, Any]:
+def generation_dict(generation: GenerationConfig) -> dict[str, Any]:
+    """The generation_config.json object of default sampling."""
     defaults = generation.defaults
     out: dict[str, Any] = {"do_sample": bool(defaults.temperature)}
     if defaults.temperature:

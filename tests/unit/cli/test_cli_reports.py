@@ -35,6 +35,9 @@ def _reports(monkeypatch: pytest.MonkeyPatch) -> None:
         "chat_template": "jinja",
         "file_bytes": 92 * 2**20,
         "tensors": {"F32": 100, "Q4_1": 3000},
+        "in_memory": {"F32": "numbers", "Q4_1": "packed"},
+        "head": "Q8_0",
+        "problem": None,
         "memory": (row,),
         "to_dict": lambda: {"format": "gguf"},
     }

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from qwenkit.kernels import cpu, doctor
+from qwenkit.kernels import cpu, doctor, gpu
 from qwenkit.kernels.doctor import Check
 from qwenkit.weights import doctor as whole
 
@@ -177,8 +177,28 @@ def test_gpus_are_listed(monkeypatch: pytest.MonkeyPatch) -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ("has_gpu", "problem", "value", "status"),
+    [
+        (False, None, "none", "ok"),
+        (False, "no compiler", "none", "ok"),
+        (True, "no compiler", "torch", "warn"),
+        (True, None, "Triton 3.0", "ok"),
+    ],
+)
+def test_kernels_of_a_gpu(
+    has_gpu: bool, problem: str | None, value: str, status: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: has_gpu)
+    monkeypatch.setattr(gpu, "problem", lambda: problem)
+    monkeypatch.setattr(doctor, "_version", lambda package: "3.0")
+    check = doctor._gpu_kernels()
+    assert (check.value, check.status) == (value, status)
+    assert ("no compiler" in check.hint) == (status == "warn")
+
+
 def test_imports_are_cheap() -> None:
-    heavy = ("torch", "huggingface_hub", "modelscope", "filelock")
+    heavy = ("torch", "triton", "huggingface_hub", "modelscope", "filelock")
     code = (
         "import sys; import qwenkit.weights.sources, qwenkit.weights.doctor, qwenkit.kernels.cpu; "
         f"print([name for name in {heavy!r} if name in sys.modules])"

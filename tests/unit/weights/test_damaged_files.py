@@ -18,6 +18,7 @@ from qwenkit.model.transformer import Transformer
 from qwenkit.weights.load import build_model, open_checkpoint
 from qwenkit.weights.save import save_model
 from tests.support.networks import family_config, random_network, write_gguf
+from tests.support.quantised import FOLDERS, copied
 
 ROUNDS = 150
 
@@ -74,6 +75,19 @@ def test_safetensors(seed: int, network: Transformer, tmp_path: Path) -> None:
     for _ in range(ROUNDS):
         path.write_bytes(spoil(data, header, source, b'0123456789-,.[]{}":e'))
         attempt(tmp_path / "m")
+
+
+@pytest.mark.parametrize("name", FOLDERS)
+def test_quantised_safetensors(name: str, tmp_path: Path) -> None:
+    source, folder = random.Random(name), copied(name, tmp_path / "m")
+    path = folder / "model.safetensors"
+    data = path.read_bytes()
+    header = 8 + struct.unpack("<Q", data[:8])[0]
+    for number in range(ROUNDS // 5):
+        # Every other time the zeros and groups themselves are hit.
+        size = header if number % 2 else len(data)
+        path.write_bytes(spoil(data, size, source, b'0123456789-,.[]{}":e'))
+        attempt(folder)
 
 
 VALUES: list[Any] = [
@@ -156,3 +170,15 @@ def test_settings(file: str, key: str, network: Transformer, tmp_path: Path) -> 
     for value in VALUES:
         path.write_text(json.dumps(good | {key: value}))
         attempt(tmp_path / "m")
+
+
+@pytest.mark.parametrize("name", ["qwen1-tiny-gptq-int4-act-order", "qwen1-tiny-awq-gemv"])
+def test_quantisation_settings(name: str, tmp_path: Path) -> None:
+    folder = copied(name, tmp_path / "m")
+    path = folder / "config.json"
+    good = json.loads(path.read_text())
+    for key in ("bits", "group_size", "desc_act", "sym", "quant_method", "checkpoint_format", "version"):
+        for value in (*VALUES, 4, 8, 128, "gptq", "gptq_v2", "awq", "gemm", "gemv"):
+            changed = good["quantization_config"] | {key: value}
+            path.write_text(json.dumps(good | {"quantization_config": changed}))
+            attempt(folder)

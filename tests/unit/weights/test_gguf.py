@@ -12,8 +12,10 @@ from gguf import quants
 
 from qwenkit.config.model import RopeConfig
 from qwenkit.core.errors import CheckpointError
+from qwenkit.kernels.packed import PackedWeight
 from qwenkit.model.generate import all_logits
 from qwenkit.weights import gguf as reader
+from qwenkit.weights import quantised
 from qwenkit.weights.gguf import GgufFile
 from tests.support.models import load
 from tests.support.networks import F32, family_config, random_network, write_gguf
@@ -33,6 +35,7 @@ WRITABLE = [
     Kind.MXFP4,
 ]
 IDS = list(range(60))
+PACKED = (Kind.Q4_0, Kind.Q4_1, Kind.Q8_0)
 
 
 @pytest.mark.parametrize("family", ["qwen", "qwen2", "qwen3", "llama"])
@@ -42,7 +45,34 @@ def test_logits_are_those_of_the_stored_weights(family: str, kind: Kind, tmp_pat
     write_gguf(tmp_path / "m.gguf", model, family, kind)
     loaded = load(tmp_path / "m.gguf")
     assert loaded.config.num_params == model.config.num_params
+    assert loaded.is_packed == (kind in PACKED)
     assert torch.equal(all_logits(loaded, IDS), all_logits(model, IDS))
+    numbers = load(tmp_path / "m.gguf", packed=False)
+    for name, weight in numbers.named_parameters():
+        assert torch.equal(weight, model.get_parameter(name))
+
+
+def test_matrices_in_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Large ones are read and rearranged some rows at a time."""
+    monkeypatch.setattr(quantised, "_CHUNK", 7 * 256)
+    model = random_network(family_config("llama"))
+    write_gguf(tmp_path / "m.gguf", model, "llama", Kind.Q4_1)
+    assert torch.equal(all_logits(load(tmp_path / "m.gguf"), IDS), all_logits(model, IDS))
+
+
+def test_block_types_side_by_side(tmp_path: Path) -> None:
+    """Of q, k and v some stay packed and some become numbers; a tied head is the packed embedding."""
+    model = random_network(family_config("llama", tie_embeddings=True))
+    kinds = {"q_proj": Kind.Q4_0, "v_proj": Kind.Q5_0, "embed_tokens": Kind.Q8_0, "up_proj": Kind.Q4_1}
+    write_gguf(tmp_path / "m.gguf", model, "llama", Kind.Q4_0, other_kinds=kinds)
+    loaded = load(tmp_path / "m.gguf")
+    layer = loaded.layers[0]
+    qkv, gate_up = layer.attn.qkv.parts, layer.ffn.gate_up.parts  # type: ignore[union-attr]
+    assert [isinstance(part, PackedWeight) for part in qkv] == [True, True, False]
+    assert len(gate_up) == 2
+    assert isinstance(loaded.embed.table, PackedWeight)
+    assert loaded.head.parts[0] is loaded.embed.table
+    torch.testing.assert_close(all_logits(loaded, IDS), all_logits(model, IDS), atol=1e-4, rtol=0)
 
 
 def test_biases_of_llama_are_reordered_too(tmp_path: Path) -> None:
@@ -64,7 +94,7 @@ def test_frequency_factors(family: str, tmp_path: Path) -> None:
 def test_conversion_to_halves(tmp_path: Path) -> None:
     model = random_network(family_config("llama"))
     write_gguf(tmp_path / "m.gguf", model, "llama", Kind.Q4_0)
-    half = load(tmp_path / "m.gguf", torch.bfloat16)
+    half = load(tmp_path / "m.gguf", torch.bfloat16, packed=False)
     for name, weight in half.named_parameters():
         assert torch.equal(weight, model.get_parameter(name).bfloat16())
 

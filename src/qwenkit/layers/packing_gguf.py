@@ -1,0 +1,52 @@
+"""Blocks of GGUF tensors as packed weights, without changing a number. Knows nothing of files or layers."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from qwenkit.core.errors import CheckpointError
+from qwenkit.kernels.packed import BLOCK, PackedWeight
+
+# Bits of a code, and bytes of a block before its codes: a scale in float16, and for Q4_1 a minimum.
+_FORMS = {"Q4_0": (4, 2), "Q4_1": (4, 4), "Q8_0": (8, 2)}
+PACKED_KINDS = tuple(_FORMS)
+"""Block types that can stay packed."""
+
+
+def from_gguf(raw: Tensor, kind: str) -> PackedWeight:
+    """The matrix in rows of blocks of 32 inputs.
+
+    Args:
+        raw: (N, bytes of a row) uint8, as the file has it.
+        kind: one of ``PACKED_KINDS``.
+
+    Raises:
+        CheckpointError: rows are not whole blocks, or the kind cannot stay packed.
+    """
+    if kind not in _FORMS:
+        raise CheckpointError(
+            f"blocks of type {kind} cannot stay packed; {', '.join(PACKED_KINDS)} can, so unpack the tensor instead"
+        )
+    bits, head = _FORMS[kind]
+    block = head + BLOCK * bits // 8
+    if raw.dtype != torch.uint8 or raw.dim() != 2 or not raw.numel() or raw.shape[1] % block:
+        raise CheckpointError(
+            f"a {kind} tensor came as {str(raw.dtype).removeprefix('torch.')} of shape {tuple(raw.shape)}; its rows "
+            f"are blocks of {block} bytes, so fetch the file again"
+        )
+    blocks = torch.unflatten(raw, 1, (-1, block))
+    codes = blocks[:, :, head:].flatten(1)
+    return PackedWeight(
+        bits=bits,
+        group_size=BLOCK,
+        shape=(len(raw), blocks.shape[1] * BLOCK),
+        codes=codes ^ 128 if bits == 8 else codes,  # int8 + 128 as uint8
+        scales=_halves(blocks[:, :, :2]),
+        mins=_halves(blocks[:, :, 2:4]) if head == 4 else None,
+    )
+
+
+def _halves(pairs: Tensor) -> Tensor:
+    """(N, g, 2) bytes to (N, g) float16."""
+    return pairs.clone(memory_format=torch.contiguous_format).view(torch.float16).squeeze(-1)
