@@ -81,7 +81,7 @@ def _facts(report: ModelReport) -> Table:
         "tokenizer": report.tokenizer_problem or "ok",
         "chat template": report.chat_template,
         "file size": size(report.file_bytes),
-        "runs here": "yes" if report.runnable else f"no: {report.problem}",
+        "runs here": f"yes, kernels {report.kernels}" if report.runnable else f"no: {report.problem}",
     }
     for name, value in rows.items():
         table.add_row(name, str(value))

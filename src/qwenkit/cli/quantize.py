@@ -205,11 +205,24 @@ def _compare(model: str, result: QuantizeResult, text: str, name: str) -> dict[s
 
     with loading.spinner("comparing with the original") as show:
         comparison = compare(
-            model, result.folder, text, on_progress=lambda done, total, perplexity: show(done, total)
+            model,
+            result.folder,
+            text,
+            kv_cache="int8",
+            head="int8" if _has_own_head(result.folder) else "auto",
+            on_progress=lambda done, total, perplexity: show(done, total),
         )
     write_report(result.folder, comparison, result.layers, about=result.about)
     add_comparison(result.folder, comparison, name)
     return comparison.to_dict()
+
+
+def _has_own_head(folder: Path) -> bool:
+    from qwenkit.weights.checkpoint import open_checkpoint
+
+    checkpoint = open_checkpoint(folder)
+    checkpoint.store.close()
+    return not checkpoint.config.tie_embeddings
 
 
 def _row(result: QuantizeResult) -> dict[str, Any]:

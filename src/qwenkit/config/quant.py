@@ -40,6 +40,8 @@ class QuantConfig:
         parts = [self.method]
         parts += [f"{self.bits} bit"] if self.bits else []
         parts += [f"group {self.group_size}"] if self.group_size and self.group_size > 0 else []
+        parts += [self.layout] if self.layout in ("gptq_v2", "gemv") else []
+        parts += ["act-order"] if self.desc_act else []
         return ", ".join(parts)
 
 

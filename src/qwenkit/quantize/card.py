@@ -101,6 +101,10 @@ def add_comparison(folder: Path, comparison: Comparison, text: str) -> None:
         "KL divergence from the original": f"{c.mean_kl:.5f} nats per token",
         "same likeliest token": f"{c.top1_agreement:.2%}",
     }
+    for name, score in c.variants.items():
+        rows[f"perplexity with {name}"] = (
+            f"{score.perplexity:.4f} ({score.perplexity / c.original_perplexity - 1:+.2%})"
+        )
     head = f"Beside the original, on {c.tokens:,} tokens of {text} in windows of {c.window:,} ({c.dtype}):"
     page = folder / "README.md"
     before = page.read_text(encoding="utf-8")

@@ -13,6 +13,7 @@ import torch
 from qwenkit.chat.template import choose_template
 from qwenkit.config.model import SIZES, ModelConfig
 from qwenkit.core.errors import QwenkitError, TokenizerError
+from qwenkit.kernels import native
 from qwenkit.weights.checkpoint import Checkpoint, open_checkpoint
 from qwenkit.weights.memory import weights_bytes
 from qwenkit.weights.plan import Parameter, make_plan, stored_names
@@ -53,6 +54,8 @@ class ModelReport:
     runnable: bool
     problem: str | None
     """Why it does not run."""
+    kernels: str
+    """What would compute on this CPU, in the dtype it would take."""
     head: str
     """Stored type of the output head, or ``the embedding``."""
     context_length: int
@@ -113,6 +116,7 @@ def _report(checkpoint: Checkpoint) -> ModelReport:
         quantisation=str(checkpoint.quant) if checkpoint.quant else None,
         runnable=problem is None,
         problem=problem,
+        kernels=_kernels(),
         head=_head(checkpoint, plan),
         context_length=config.context_length,
         vocab_tokens=vocab_tokens,
@@ -123,6 +127,10 @@ def _report(checkpoint: Checkpoint) -> ModelReport:
         in_memory={kind: "packed" if kind in packed else "numbers" for kind in tensors},
         memory=tuple(memory_rows(config, {} if problem else _weights_bytes(checkpoint))),
     )
+
+
+def _kernels() -> str:
+    return f"native {native.isa_name()}" if native.library() else "torch"
 
 
 def _plan_or_problem(checkpoint: Checkpoint) -> tuple[Mapping[str, Parameter], str | None]:
