@@ -38,6 +38,7 @@ def _reports(monkeypatch: pytest.MonkeyPatch) -> None:
         "in_memory": {"F32": "numbers", "Q4_1": "packed"},
         "head": "Q8_0",
         "problem": None,
+        "kernels": "native amx",
         "memory": (row,),
         "to_dict": lambda: {"format": "gguf"},
     }
