@@ -60,6 +60,10 @@ class Job:
         self.notes = [] if self.calibration is None else list(self.calibration.notes)
         if checkpoint.quant is not None:
             self.notes.append(f"the model is {checkpoint.quant}: its weights have been rounded once before")
+        if recipe.file_layout == "gptq" and not recipe.is_symmetric:
+            self.notes.append(
+                "some readers misread a zero of 0 in the gptq format; where yours knows it, --format gptq_v2 is safer"
+            )
 
     def _read(self, path: Path) -> Calibration:
         return read_calibration(

@@ -120,6 +120,17 @@ def test_rounding_needs_no_calibration(llama: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "other.partial").exists()
 
 
+@pytest.mark.parametrize(
+    ("layout", "symmetric", "is_told"),
+    [("gptq", False, True), ("gptq_v2", False, False), ("gptq", True, False), ("awq-gemm", False, False)],
+)
+def test_zeros_that_some_readers_misread_are_told(
+    llama: Path, tmp_path: Path, layout: str, symmetric: bool, is_told: bool
+) -> None:
+    result = quantised(llama, tmp_path / "o", None, method="rtn", layout=layout, symmetric=symmetric)
+    assert any("zero of 0" in note for note in result.notes) is is_told
+
+
 def test_a_gguf_model_becomes_a_folder_of_its_family(text: Path, tmp_path: Path) -> None:
     model = random_network(family_config("llama", **SIZES, tie_embeddings=True))
     file = tmp_path / "m.gguf"
