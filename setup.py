@@ -10,7 +10,16 @@ from setuptools import Extension, setup
 SOURCES = sorted(str(p) for p in Path("csrc").glob("*.cpp"))
 HEADERS = sorted(str(p) for pattern in ("*.h", "*.inc") for p in Path("csrc").glob(pattern))
 # Fusing multiplication and addition where the source does not say so would make instruction sets differ.
-FLAGS = ["-O3", "-std=c++17", "-ffp-contract=off", "-fno-math-errno", "-fvisibility=hidden", "-pthread", "-g0", "-w"]
+FLAGS = [
+    "-O3",
+    "-std=c++17",
+    "-ffp-contract=off",
+    "-fno-math-errno",
+    "-fvisibility=hidden",
+    "-pthread",
+    "-g0",
+    "-w",
+]
 
 setup(
     ext_modules=[

@@ -26,7 +26,8 @@ from qwenkit import LLM, SamplingParams
 from qwenkit.config.families import FAMILIES
 from qwenkit.kernels.cpu import cpu_model
 from qwenkit.model.transformer import Transformer
-from qwenkit.weights.load import build_model, open_checkpoint
+from qwenkit.weights.checkpoint import open_checkpoint
+from qwenkit.weights.load import build_model
 from qwenkit.weights.save import save_model
 
 BATCHES, PROMPT, OUTPUT = (1, 4, 16, 64), 32, 64

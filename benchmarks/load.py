@@ -35,7 +35,8 @@ import sys
 from pathlib import Path
 import torch
 from qwenkit.config.families import FAMILIES
-from qwenkit.weights.load import build_model, open_checkpoint
+from qwenkit.weights.checkpoint import open_checkpoint
+from qwenkit.weights.load import build_model
 from qwenkit.weights.save import save_model
 from qwenkit.weights.sources import fetch
 checkpoint = open_checkpoint(fetch("smollm2-135m"))

@@ -116,3 +116,11 @@ def test_errors_are_one_sentence(model: Path, text: Path, whole: Path, tmp_path:
     )
     assert "is not quantised" in assert_one_sentence(qwenkit("dequantize", str(model), str(tmp_path / "out")))
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("option", ["samples", "length", "seed"])
+def test_options_of_calibration_without_it(model: Path, tmp_path: Path, option: str) -> None:
+    done = qwenkit("quantize", str(model), str(tmp_path / "out"), "--method", "rtn", f"--{option}", "64")
+    assert f"--{option} 64 says nothing without calibration text; add --calibration" in assert_one_sentence(
+        done
+    )

@@ -16,7 +16,8 @@ from qwenkit.config.model import ModelConfig
 from qwenkit.kernels import native
 from qwenkit.layers.quant_linear import QuantEmbedding, QuantLinear, rows_of
 from qwenkit.model.generate import all_logits
-from qwenkit.weights.load import build_model, open_checkpoint
+from qwenkit.weights.checkpoint import open_checkpoint
+from qwenkit.weights.load import build_model
 from tests.support.models import CPU, load
 from tests.support.networks import family_config, random_network
 from tests.support.quantised import FOLDERS, GOLDEN, as_version_2, changed, pack_network, sharded

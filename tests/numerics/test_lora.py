@@ -14,7 +14,7 @@ from qwenkit.config.families import FAMILIES
 from qwenkit.layers.lora import Adapter
 from qwenkit.model.transformer import Transformer
 from qwenkit.weights.adapters import load_adapter
-from qwenkit.weights.load import open_checkpoint
+from qwenkit.weights.checkpoint import open_checkpoint
 from tests.support.adapters import batch_logits, greedy_batch, save_with_peft, write_adapter
 from tests.support.models import load
 from tests.support.networks import family_config, random_network, write_gguf

@@ -12,7 +12,8 @@ from qwenkit import SamplingParams
 from qwenkit.config.families import FAMILIES
 from qwenkit.model.generate import BatchGenerator
 from qwenkit.model.transformer import Transformer
-from qwenkit.weights.load import build_model, open_checkpoint
+from qwenkit.weights.checkpoint import open_checkpoint
+from qwenkit.weights.load import build_model
 from qwenkit.weights.save import save_model
 
 CPU = torch.device("cpu")

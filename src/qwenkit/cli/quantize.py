@@ -145,6 +145,8 @@ def quantize(
 ) -> None:
     """Quantise a model to 4 or 8 bits. Whatever stops it, the same command goes on where it was."""
     asked = recipe.to_recipe()
+    if calibration is None:
+        _reject_without_calibration(recipe)
     text = _report_text(report, report_text, calibration)
     shard_bytes = parse_size(shard_size)
     loading.fetch(model)
@@ -169,6 +171,14 @@ def quantize(
     if text is not None:
         row["comparison"] = _compare(model, result, *text)
     print(json.dumps(row, ensure_ascii=False) if as_json else _summary(result, asked, row))
+
+
+def _reject_without_calibration(recipe: RecipeOptions) -> None:
+    for name in ("samples", "length", "seed"):
+        if (value := getattr(recipe, name)) != getattr(RecipeOptions(), name):
+            raise InputError(
+                f"--{name} {value} says nothing without calibration text; add --calibration, or leave it out"
+            )
 
 
 def parse_size(text: str) -> int:

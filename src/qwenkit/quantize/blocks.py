@@ -23,6 +23,7 @@ from qwenkit.layers.linear import Linear
 from qwenkit.layers.rope import RotaryTables, logn_scale, ntk_alpha
 from qwenkit.model.transformer import AttentionInput, Layer, Span
 from qwenkit.weights.checkpoint import Checkpoint
+from qwenkit.weights.load import read_numbers
 from qwenkit.weights.plan import Part, make_plan
 
 LINEARS = ("attn.qkv", "attn.out", "ffn.gate_up", "ffn.down")
@@ -56,21 +57,11 @@ class BlockReader:
         out, at = torch.empty(self.shapes[name], dtype=dtype), 0
         for part in self._plan[name].parts:
             rows = out[at : at + part.shape[0]]
-            self._fill(part, rows)
+            read_numbers(self._checkpoint.store, part, rows)
             if not torch.isfinite(rows).all():
                 raise self._not_finite(part, rows)
             at += len(rows)
         return out
-
-    def _fill(self, part: Part, out: Tensor) -> None:
-        if not part.permuted_heads:
-            self._checkpoint.store.read(part.name, out)
-            return
-        stored = torch.empty_like(out)
-        self._checkpoint.store.read(part.name, stored)
-        # GGUF keeps the pairs of a rotation side by side; here they lie half a head apart.
-        pairs = stored.view(part.permuted_heads, -1, 2, *part.shape[1:]).transpose(1, 2)
-        out.view(part.permuted_heads, 2, -1, *part.shape[1:]).copy_(pairs)
 
     def block(self, index: int) -> Layer:
         """Block ``index`` in float32."""

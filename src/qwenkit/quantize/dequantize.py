@@ -8,12 +8,12 @@ from pathlib import Path
 import torch
 
 from qwenkit.core.errors import InputError, NumericsError, did_you_mean
-from qwenkit.quantize.write import checked_target
 from qwenkit.weights.checkpoint import open_checkpoint
 from qwenkit.weights.load import build_model
 from qwenkit.weights.save import save_model
 from qwenkit.weights.sources import fetch
 from qwenkit.weights.tokenizer import tokenizer_of
+from qwenkit.weights.write import checked_target
 
 DTYPES: Mapping[str, torch.dtype] = {
     "float32": torch.float32,

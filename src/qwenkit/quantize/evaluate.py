@@ -25,7 +25,8 @@ from qwenkit.layers.rope import ntk_alpha
 from qwenkit.model.generate import explain_nonfinite
 from qwenkit.model.step import make_forward
 from qwenkit.model.transformer import Span, Transformer
-from qwenkit.weights.load import Checkpoint, build_model, open_checkpoint
+from qwenkit.weights.checkpoint import Checkpoint, open_checkpoint
+from qwenkit.weights.load import build_model, with_head
 from qwenkit.weights.memory import held_bytes, weights_bytes
 from qwenkit.weights.sources import fetch
 from qwenkit.weights.tokenizer import tokenizer_of
@@ -110,8 +111,7 @@ def compare(
 ) -> Comparison:
     """Holds a quantised model against its original.
 
-    Windows, scored tokens and numbers are those of ``LLM.perplexity``. Both models are in memory at once (with an int8
-    head a third one, quantised too), and at most about 0.5 GiB beside them.
+    Windows, scored tokens and numbers are those of ``LLM.perplexity``. Both models are in memory at once, and at most about 0.5 GiB beside them.
 
     Args:
         original: folder, .gguf file, built-in name or hub id.
@@ -136,7 +136,10 @@ def compare(
         first, second = (_open(stack, name) for name in (original, quantised))
         ids, vocab_size = _encode(first, second, text)
         window = _window(window, first, second)
-        models = _load(first, second, head, kind, place)
+        _check_memory(first, second, head, kind, place)
+        models = [build_model(checkpoint, device=place, dtype=kind) for checkpoint in (first, second)]
+        if head == "int8":
+            models.append(with_head(models[1], second, head))
     contestants = {"": Contestant(models[1])}
     if kv_cache == "int8":
         contestants[INT8_CACHE] = Contestant(models[1], int8_cache=True)
@@ -305,19 +308,20 @@ def _open(stack: ExitStack, name: str | Path) -> Checkpoint:
     return checkpoint
 
 
-def _load(
+def _check_memory(
     original: Checkpoint, quantised: Checkpoint, head: str, dtype: torch.dtype, device: torch.device
-) -> list[Transformer]:
-    """The original, the quantised model and, where it is asked for, that with an int8 head."""
-    wanted = [(original, "auto"), (quantised, "auto")] + ([(quantised, head)] if head != "auto" else [])
-    # Refused before anything is loaded: running out of memory later would end the process without a word.
-    needed = sum(weights_bytes(checkpoint, dtype, head=kind) for checkpoint, kind in wanted)
+) -> None:
+    """Refuses before anything is loaded: running out of memory later would end the process without a word."""
+    needed = sum(weights_bytes(checkpoint, dtype, head="auto") for checkpoint in (original, quantised))
+    if head == "int8":
+        config = quantised.config
+        needed += 2 * config.vocab_size * config.hidden_size  # at most: codes and scales
+        weights_bytes(quantised, dtype, head=head)  # raises where the head cannot be rounded
     free = available_memory()
     if device.type == "cpu" and free and needed > free:
         raise InputError(
             f"comparing needs {needed / 2**30:.1f} GiB for the models, of which {free / 2**30:.1f} GiB are free; free memory, or compare on a larger machine"
         )
-    return [build_model(checkpoint, device=device, dtype=dtype, head=kind) for checkpoint, kind in wanted]
 
 
 def _sizes(checkpoint: Checkpoint, model: Transformer) -> Sizes:

@@ -8,6 +8,7 @@ Shapes: N outputs, K inputs, T tokens of all samples, D model width.
 from __future__ import annotations
 
 import contextlib
+import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -22,6 +23,8 @@ from qwenkit.quantize.blocks import LINEARS, BlockRunner, weight_of
 from qwenkit.quantize.gptq import GptqSettings, Hessian, gptq
 from qwenkit.quantize.grid import dequantise, round_to_nearest
 from qwenkit.quantize.recipe import Recipe
+
+_log = logging.getLogger("qwenkit")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -81,7 +84,7 @@ def quantise_block(
         for name in step:
             with located(block, name):
                 started = time.perf_counter() - gathering
-                results[name] = _with_hessian(weight_of(block, name), hessians.get(name), recipe, started)
+                results[name] = _with_hessian(block, name, hessians.get(name), recipe, started)
             on_linear(name, results[name])
     return results
 
@@ -92,8 +95,11 @@ def _hessians(block: Layer, samples: Samples, linears: Sequence[str]) -> dict[st
     return {name: hessian.matrix for name, hessian in found.items()}
 
 
-def _with_hessian(weight: Tensor, hessian: Tensor | None, recipe: Recipe, started: float) -> LinearResult:
-    """GPTQ or rounding; ``weight`` becomes what the codes stand for."""
+def _with_hessian(
+    block: Layer, linear: str, hessian: Tensor | None, recipe: Recipe, started: float
+) -> LinearResult:
+    """GPTQ or rounding; the weight becomes what the codes stand for."""
+    weight = weight_of(block, linear)
     if recipe.method == "gptq":
         assert hessian is not None
         settings = GptqSettings(
@@ -104,7 +110,16 @@ def _with_hessian(weight: Tensor, hessian: Tensor | None, recipe: Recipe, starte
             static_groups=recipe.static_groups,
             damp=recipe.damp,
         )
-        quantised = gptq(weight, hessian, settings).quantised
+        found = gptq(weight, hessian, settings)
+        quantised = found.quantised
+        if found.damp > recipe.damp:
+            _log.warning(
+                "layer %d, %s: damping raised from %g to %g, the Hessian was not positive definite otherwise; more calibration text would help",
+                block.attn.layer,
+                linear,
+                recipe.damp,
+                found.damp,
+            )
     else:
         quantised = round_to_nearest(
             weight, bits=recipe.bits, group_size=recipe.group_size, symmetric=recipe.is_symmetric

@@ -21,9 +21,9 @@ from torch import Tensor
 
 from qwenkit.core.errors import InputError, SourceError
 from qwenkit.quantize.report import LayerError
-from qwenkit.quantize.write import Entry, write_tensors
 from qwenkit.weights.cache import is_disk_full
 from qwenkit.weights.files import DTYPES, SafetensorsFile
+from qwenkit.weights.write import Entry, write_tensors
 
 _FORMAT = 1
 _MANIFEST = "manifest.json"
@@ -103,8 +103,7 @@ class PartialRun:
         temporary = self.folder / "block.tmp"
         rows = json.dumps([asdict(error) for error in errors])
         with writing(self.folder):
-            entries = (Entry(n, tuple(t.shape), t.dtype, lambda t=t: t) for n, t in tensors.items())  # type: ignore[misc]
-            write_tensors(temporary, entries, {"errors": rows})
+            write_tensors(temporary, [Entry.of(*item) for item in tensors.items()], {"errors": rows})
             os.replace(temporary, self._block(index))
 
     def open(self, index: int) -> SafetensorsFile:

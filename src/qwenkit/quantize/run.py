@@ -16,16 +16,17 @@ from typing import Any
 from qwenkit.core.errors import InputError
 from qwenkit.quantize.blocks import BlockRunner, activations, embed
 from qwenkit.quantize.card import model_card
+from qwenkit.quantize.entries import dense_entries, file_entries
 from qwenkit.quantize.job import Job
 from qwenkit.quantize.methods import LinearResult, Samples, quantise_block
 from qwenkit.quantize.partial import PartialRun, writing
 from qwenkit.quantize.progress import Clock, OnProgress, peak_memory
 from qwenkit.quantize.recipe import Recipe
 from qwenkit.quantize.report import LayerError, write_report
-from qwenkit.quantize.write import checked_target, dense_entries, file_entries, write_json, write_weights
 from qwenkit.tokenizer.save import save_tokenizer
 from qwenkit.weights.checkpoint import open_checkpoint
 from qwenkit.weights.sources import fetch
+from qwenkit.weights.write import checked_target, write_json, write_weights
 
 SHARD_BYTES = 5 * 10**9
 """Most bytes of one weight file."""

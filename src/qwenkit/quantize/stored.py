@@ -24,6 +24,7 @@ from qwenkit.quantize.blocks import LINEARS, set_weight, weight_of
 from qwenkit.quantize.methods import LinearResult
 from qwenkit.quantize.recipe import Recipe
 from qwenkit.quantize.report import LayerError
+from qwenkit.weights.plan import stored_rows
 
 DENSE = torch.float16
 """Type of everything that is not packed: the one that every reader of these formats computes in."""
@@ -150,16 +151,8 @@ class BlockFormat:
         return _UNPACK[self._recipe.file_layout](packed, self._recipe, module.rstrip(".")).dequantise()
 
     def _parts(self, name: str, index: int) -> Iterator[tuple[str, slice]]:
-        names = self._family.tensors[f"layers.{{i}}.{name}"]
-        config, at = self._config, 0
-        rows = {
-            1: [self.shapes[name][0]],
-            2: [config.ffn_size] * 2,
-            3: [config.q_size, config.kv_size, config.kv_size],
-        }
-        for stored, count in zip(names, rows[len(names)], strict=True):
-            yield stored.replace("{i}", str(index)), slice(at, at + count)
-            at += count
+        rows = self.shapes[name][0]
+        return stored_rows(self._family.tensors, self._config, f"layers.{index}.{name}", rows)
 
     def _check(self, module: str, rows: int, columns: int) -> None:
         recipe = self._recipe

@@ -16,7 +16,7 @@ from qwenkit.core.errors import QwenkitError, TokenizerError
 from qwenkit.kernels import native
 from qwenkit.weights.checkpoint import Checkpoint, open_checkpoint
 from qwenkit.weights.memory import weights_bytes
-from qwenkit.weights.plan import Parameter, make_plan, stored_names
+from qwenkit.weights.plan import Parameter, make_plan, stored_head
 from qwenkit.weights.sources import fetch
 from qwenkit.weights.tokenizer import tokenizer_of
 
@@ -145,11 +145,11 @@ def _head(checkpoint: Checkpoint, plan: Mapping[str, Parameter]) -> str:
     if checkpoint.config.tie_embeddings:
         return "the embedding"
     stored = checkpoint.store.tensors
-    names = stored_names(checkpoint, "head.weight")
+    name = stored_head(checkpoint)
     part = plan["head.weight"].parts[0] if "head.weight" in plan else None
-    if part is not None and part.form is not None and names[0] not in stored:
+    if part is not None and part.form is not None and name not in stored:
         return f"{part.form.bits} bit"
-    return stored[names[0]].dtype if names[0] in stored else "missing"
+    return stored[name].dtype if name in stored else "missing"
 
 
 def _packed_types(checkpoint: Checkpoint, plan: Mapping[str, Parameter]) -> set[str]:

@@ -5,6 +5,7 @@ What comes from where is decided before by weights/plan.py. The peak of memory i
 
 from __future__ import annotations
 
+import copy
 import math
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -22,7 +23,8 @@ from qwenkit.kernels.packed import PackedWeight, stack_rows
 from qwenkit.layers.linear import Linear
 from qwenkit.layers.quant_linear import QuantEmbedding, QuantLinear, Stored
 from qwenkit.model.transformer import Transformer
-from qwenkit.weights.checkpoint import Checkpoint, check_vocabulary, open_checkpoint
+from qwenkit.weights.checkpoint import Checkpoint
+from qwenkit.weights.files import TensorStore
 from qwenkit.weights.gguf import GgufFile
 from qwenkit.weights.plan import Parameter, Part, make_plan, surplus_biases
 from qwenkit.weights.quantised import (
@@ -33,8 +35,6 @@ from qwenkit.weights.quantised import (
     read_from_gguf,
     read_rounded,
 )
-
-__all__ = ["HEADS", "Checkpoint", "build_model", "check_vocabulary", "open_checkpoint"]
 
 HEADS = ("auto", "int8")
 """What the output head may be kept in: as the checkpoint has it, or rounded to 8 bits."""
@@ -168,12 +168,8 @@ class _Source:
     def _fill(self, part: Part, out: Tensor) -> None:
         if part.form is not None:
             _expand(self._read(part, part.form), out)
-        elif part.permuted_heads:
-            stored = torch.empty_like(out)
-            self._store.read(part.name, stored)
-            out.copy_(stored[_stored_rows(part).to(out.device)])
         else:
-            self._store.read(part.name, out)
+            read_numbers(self._store, part, out)
 
     def _packed(self, part: Part, form: Form, empty: _Empty) -> PackedWeight:
         """A packed part in memory from ``empty``."""
@@ -203,6 +199,35 @@ class _Source:
                     f"{part.module} holds {weight.shape[0]} x {weight.shape[1]} weights, the configuration asks for {part.shape[0]} x {part.shape[1]}"
                 )
             yield weight
+
+
+def read_numbers(store: TensorStore, part: Part, out: Tensor) -> None:
+    """Fills ``out`` with a part that is not packed, converted, its rows in the network's order."""
+    if not part.permuted_heads:
+        store.read(part.name, out)
+        return
+    stored = torch.empty_like(out)
+    store.read(part.name, stored)
+    out.copy_(stored[_stored_rows(part).to(out.device)])
+
+
+def with_head(model: Transformer, checkpoint: Checkpoint, head: str) -> Transformer:
+    """The same network with another output head; everything else is shared.
+
+    Args:
+        model: from build_model, of this checkpoint.
+        checkpoint: stays open.
+        head: one of HEADS.
+
+    Raises:
+        InputError: the head cannot be what is asked for.
+    """
+    parameter = make_plan(checkpoint, model.config, dtype=model.dtype, head=head)["head.weight"]
+    source = _Source(checkpoint, {"head.weight": parameter}, model.device, model.dtype)
+    other = copy.copy(model)
+    other._modules = dict(model._modules)
+    _install(other, "head.weight", source.load(parameter), is_plain=parameter.is_plain, dtype=model.dtype)
+    return other
 
 
 def _like(piece: PackedWeight, rows: int, empty: _Empty) -> PackedWeight:

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from qwenkit.config.families import TensorMap
 from qwenkit.config.model import ModelConfig
 from qwenkit.core.errors import CheckpointError, InputError
 from qwenkit.model.transformer import Transformer
@@ -113,28 +114,43 @@ def make_plan(
     return plan
 
 
-def stored_names(checkpoint: Checkpoint, name: str) -> list[str]:
-    """What the checkpoint's family calls the tensors that make a parameter."""
-    names = checkpoint.family.gguf_tensors if checkpoint.format == "gguf" else checkpoint.family.tensors
+def stored_rows(names: TensorMap, config: ModelConfig, name: str, rows: int) -> Iterator[tuple[str, slice]]:
+    """The stored tensors that make a parameter of ``rows`` rows, and which of them each holds.
+
+    Args:
+        names: a family's, of folders or of GGUF files.
+        config: of the network.
+        name: of the parameter in the network.
+        rows: of the parameter.
+    """
     layer = name.split(".")[1] if name.startswith("layers.") else ""
-    return [part.replace("{i}", layer) for part in names[re.sub(r"^layers\.\d+\.", "layers.{i}.", name)]]
+    parts = names[re.sub(r"^layers\.\d+\.", "layers.{i}.", name)]
+    counts = {1: [rows], 2: [config.ffn_size] * 2, 3: [config.q_size, config.kv_size, config.kv_size]}
+    at = 0
+    for part, count in zip(parts, counts[len(parts)], strict=True):
+        yield part.replace("{i}", layer), slice(at, at + count)
+        at += count
+
+
+def stored_head(checkpoint: Checkpoint) -> str:
+    """What the checkpoint's family calls the output head."""
+    return _names(checkpoint)["head.weight"][0]
+
+
+def _names(checkpoint: Checkpoint) -> TensorMap:
+    return checkpoint.family.gguf_tensors if checkpoint.format == "gguf" else checkpoint.family.tensors
 
 
 def _parts(
     checkpoint: Checkpoint, config: ModelConfig, name: str, shape: tuple[int, ...], packed: bool
 ) -> tuple[Part, ...]:
-    names = stored_names(checkpoint, name)
-    rows = {
-        1: [shape[0]],
-        2: [config.ffn_size] * 2,
-        3: [config.q_size, config.kv_size, config.kv_size],
-    }[len(names)]
-    heads = [0] * len(names)
-    if checkpoint.format == "gguf" and checkpoint.family.gguf_permuted and len(names) == 3:
+    found = list(stored_rows(_names(checkpoint), config, name, shape[0]))
+    heads = [0] * len(found)
+    if checkpoint.format == "gguf" and checkpoint.family.gguf_permuted and len(found) == 3:
         heads = [config.num_heads, config.num_kv_heads, 0]
     parts = (
-        Part(name=n, shape=(r, *shape[1:]), permuted_heads=h)
-        for n, r, h in zip(names, rows, heads, strict=True)
+        Part(name=stored, shape=(rows.stop - rows.start, *shape[1:]), permuted_heads=h)
+        for (stored, rows), h in zip(found, heads, strict=True)
     )
     return tuple(replace(part, form=_form(checkpoint, name, part, packed)) for part in parts)
 
@@ -178,7 +194,7 @@ def _check_complete(checkpoint: Checkpoint, config: ModelConfig, plan: Mapping[s
             )
     ignored = [*family.ignored, *map(re.escape, surplus_biases(checkpoint, plan))]
     if config.tie_embeddings:
-        ignored.append(re.escape(stored_names(checkpoint, "head.weight")[0]))
+        ignored.append(re.escape(stored_head(checkpoint)))
     extra = [n for n in stored if n not in expected and not any(re.fullmatch(p, n) for p in ignored)]
     if extra:
         raise CheckpointError(

@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import os
-import re
 import shutil
 import tempfile
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from qwenkit.config.families import Family
@@ -22,6 +17,8 @@ from qwenkit.core.errors import InputError, SourceError
 from qwenkit.model.transformer import Transformer
 from qwenkit.tokenizer.base import Tokenizer
 from qwenkit.tokenizer.save import save_tokenizer
+from qwenkit.weights.plan import stored_rows
+from qwenkit.weights.write import Entry, checked_target, write_json, write_weights
 
 _SHARD_BYTES = 5 * 10**9
 
@@ -51,17 +48,17 @@ def save_model(
         InputError: the folder exists and is not empty.
         SourceError: the disk is full or not writable; nothing stays behind.
     """
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise InputError(f"{folder} exists already; give a new or empty folder")
+    checked_target(folder)
     temporary = None
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-        _write_weights(temporary, stored_tensors(model, family), shard_bytes)
-        _write_json(
+        stored = stored_tensors(model, family).items()
+        write_weights(temporary, [Entry.of(name, tensor) for name, tensor in stored], shard_bytes)
+        write_json(
             temporary / "config.json", to_hf(model.config, family, str(model.dtype).removeprefix("torch."))
         )
-        _write_json(temporary / "generation_config.json", generation_dict(generation or GenerationConfig()))
+        write_json(temporary / "generation_config.json", generation_dict(generation or GenerationConfig()))
         if tokenizer is not None:
             save_tokenizer(temporary, tokenizer)
         temporary.chmod(0o755)
@@ -87,19 +84,8 @@ def stored_tensors(model: Transformer, family: Family) -> dict[str, Tensor]:
         )
     config, out = model.config, {}
     for name, weight in model.named_parameters():
-        layer = name.split(".")[1] if name.startswith("layers.") else ""
-        parts = [
-            p.replace("{i}", layer) for p in family.tensors[re.sub(r"^layers\.\d+\.", "layers.{i}.", name)]
-        ]
-        rows = {
-            1: [len(weight)],
-            2: [config.ffn_size] * 2,
-            3: [config.q_size, config.kv_size, config.kv_size],
-        }
-        at = 0
-        for part, count in zip(parts, rows[len(parts)], strict=True):
-            out[part] = weight.data[at : at + count].cpu()
-            at += count
+        for part, rows in stored_rows(family.tensors, config, name, len(weight)):
+            out[part] = weight.data[rows].cpu()
     return out
 
 
@@ -194,42 +180,3 @@ def generation_dict(generation: GenerationConfig) -> dict[str, Any]:
     if defaults.stop_token_sequences:
         out["stop_words_ids"] = [list(s) for s in defaults.stop_token_sequences]
     return out
-
-
-def _write_json(path: Path, data: Mapping[str, Any]) -> None:
-    path.write_text(json.dumps(data, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-def _write_weights(folder: Path, tensors: Mapping[str, Tensor], shard_bytes: int) -> None:
-    shards: list[dict[str, Tensor]] = [{}]
-    size = 0
-    for name, tensor in tensors.items():
-        if size and size + tensor.nbytes > shard_bytes:
-            shards.append({})
-            size = 0
-        shards[-1][name] = tensor
-        size += tensor.nbytes
-    if len(shards) == 1:
-        _save(shards[0], folder / "model.safetensors")
-        return
-    weight_map: dict[str, str] = {}
-    for number, shard in enumerate(shards, start=1):
-        file = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-        _save(shard, folder / file)
-        weight_map |= dict.fromkeys(shard, file)
-    total = sum(t.nbytes for t in tensors.values())
-    _write_json(
-        folder / "model.safetensors.index.json", {"metadata": {"total_size": total}, "weight_map": weight_map}
-    )
-
-
-def _save(shard: Mapping[str, Tensor], path: Path) -> None:
-    try:
-        save_file(
-            {name: tensor.contiguous() for name, tensor in shard.items()}, path, metadata={"format": "pt"}
-        )
-    except Exception as error:
-        # The library reports a full disk as its own error type, with the system's text inside.
-        if isinstance(error, OSError | torch.OutOfMemoryError):
-            raise
-        raise OSError(None, f"{path.name}: {error}") from error

@@ -144,3 +144,14 @@ def test_errors_of_parts_add_up(checkpoint: Checkpoint, tmp_path: Path) -> None:
     assert together == pytest.approx(float(results["attn.qkv"].error.sum()), rel=1e-4)
     seconds = sum(e.seconds for e in errors.values())
     assert seconds == pytest.approx(sum(r.seconds for r in results.values()))
+
+
+def test_raised_damping_is_told(checkpoint: Checkpoint, caplog: pytest.LogCaptureFixture) -> None:
+    reader = BlockReader(checkpoint)
+    few = Samples(runner=BlockRunner(checkpoint.config, [2]), x=torch.randn(2, 64))
+    settings: dict[str, Any] = {"separate_values": True, "on_linear": lambda *_: None}
+    quantise_block(reader.block(0), few, Recipe(group_size=32, damp=1e-12), **settings)
+    assert "damping raised from 1e-12 to" in caplog.text
+    caplog.clear()
+    quantise_block(reader.block(0), few, Recipe(group_size=32), **settings)
+    assert "damping" not in caplog.text

@@ -13,11 +13,12 @@ from torch import Tensor
 
 from qwenkit.core.errors import InputError
 from qwenkit.quantize.card import add_comparison, model_card, settings_table
+from qwenkit.quantize.entries import file_entries
 from qwenkit.quantize.evaluate import Comparison, Sizes
 from qwenkit.quantize.recipe import Recipe
 from qwenkit.quantize.report import LayerError
-from qwenkit.quantize.write import Entry, checked_target, file_entries, write_tensors, write_weights
 from qwenkit.weights.files import SafetensorsFile
+from qwenkit.weights.write import Entry, checked_target, write_tensors, write_weights
 
 TENSORS = {
     "a": torch.arange(3, dtype=torch.float16),

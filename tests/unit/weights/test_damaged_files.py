@@ -15,7 +15,8 @@ import torch
 from qwenkit.config.families import FAMILIES
 from qwenkit.core.errors import QwenkitError
 from qwenkit.model.transformer import Transformer
-from qwenkit.weights.load import build_model, open_checkpoint
+from qwenkit.weights.checkpoint import open_checkpoint
+from qwenkit.weights.load import build_model
 from qwenkit.weights.save import save_model
 from tests.support.networks import family_config, random_network, write_gguf
 from tests.support.quantised import FOLDERS, copied

@@ -13,7 +13,8 @@ from qwenkit.cache.paged import PAGE_SIZE, PagePool
 from qwenkit.config.families import FAMILIES
 from qwenkit.config.model import ModelConfig, RopeConfig
 from qwenkit.core.errors import InputError
-from qwenkit.weights.load import build_model, open_checkpoint
+from qwenkit.weights.checkpoint import open_checkpoint
+from qwenkit.weights.load import build_model
 from qwenkit.weights.memory import (
     LENGTHS,
     held_bytes,

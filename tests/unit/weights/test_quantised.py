@@ -14,16 +14,19 @@ from torch import Tensor
 from qwenkit.backends.options import LocalOptions
 from qwenkit.core.errors import CheckpointError, InputError, QwenkitError, UnsupportedModelError
 from qwenkit.kernels.packed import PackedWeight
+from qwenkit.layers.linear import Linear
 from qwenkit.layers.quant_linear import QuantLinear
 from qwenkit.model.generate import all_logits, explain_nonfinite
 from qwenkit.model.transformer import Transformer
-from qwenkit.weights.load import build_model, open_checkpoint
+from qwenkit.weights.checkpoint import open_checkpoint
+from qwenkit.weights.load import build_model, with_head
 from qwenkit.weights.memory import held_bytes, weights_bytes
 from qwenkit.weights.plan import make_plan
 from qwenkit.weights.save import stored_tensors
 from tests.support.models import CPU, load
 from tests.support.networks import family_config, random_network
 from tests.support.quantised import FOLDERS, GOLDEN, Tensors, changed, pack_network
+from tests.support.tiny_models import write_model
 
 GPTQ = "qwen1-tiny-gptq-int4"
 C_PROJ = "transformer.h.0.attn.c_proj"
@@ -279,3 +282,17 @@ def test_nan_in_packed_scales_is_named() -> None:
     text = explain_nonfinite(model, [1, 2, 3])
     assert "first in layers.1.attn.out: the weight layers.1.attn.out.weight itself" in text
     assert "fetch the checkpoint again" in text
+
+
+def test_another_head_shares_all_else(tmp_path: Path) -> None:
+    checkpoint = open_checkpoint(write_model(tmp_path / "m"))
+    model = build_model(checkpoint, device=CPU, dtype=torch.float32)
+    other = with_head(model, checkpoint, "int8")
+    loaded = build_model(checkpoint, device=CPU, dtype=torch.float32, head="int8")
+    assert isinstance(other.head, QuantLinear)
+    assert isinstance(model.head, Linear)
+    assert other.layers is model.layers
+    there, anew = other.head.parts[0], loaded.head.parts[0]  # type: ignore[union-attr]
+    assert isinstance(there, PackedWeight)
+    assert isinstance(anew, PackedWeight)
+    assert torch.equal(there.codes, anew.codes)

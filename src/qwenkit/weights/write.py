@@ -1,4 +1,4 @@
-"""Writes the finished folder of a quantised model, tensor by tensor: no more than one of them is in memory.
+"""Writes weight files and settings of a folder, tensor by tensor: no more than one of them need be in memory.
 
 Knows nothing of how the tensors came about.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,11 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from qwenkit.config.families import Family
 from qwenkit.core.errors import InputError
-from qwenkit.quantize.blocks import BlockReader
-from qwenkit.quantize.stored import DENSE
-from qwenkit.weights.files import DTYPES, SafetensorsFile
+from qwenkit.weights.files import DTYPES
 
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
@@ -33,6 +30,11 @@ class Entry:
     shape: tuple[int, ...]
     dtype: torch.dtype
     read: Callable[[], Tensor]
+
+    @classmethod
+    def of(cls, name: str, tensor: Tensor) -> Entry:
+        """A tensor that is in memory."""
+        return cls(name, tuple(tensor.shape), tensor.dtype, lambda: tensor)
 
     @property
     def nbytes(self) -> int:
@@ -50,27 +52,6 @@ def checked_target(out: Path) -> Path:
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"{out} exists already; give a new or empty folder")
     return out
-
-
-def dense_entries(reader: BlockReader, family: Family, names: Iterable[str]) -> Iterator[Entry]:
-    """Parameters outside the blocks, in 16 bits."""
-    for name in names:
-        if name in reader.shapes:
-            (stored,) = family.tensors[name]
-            yield Entry(stored, reader.shapes[name], DENSE, lambda name=name: reader.read(name, DENSE))  # type: ignore[misc]
-
-
-def file_entries(file: SafetensorsFile) -> Iterator[Entry]:
-    """All tensors of a file, as they are; the file must stay open."""
-    for name, info in file.tensors.items():
-        dtype = DTYPES[info.dtype]
-
-        def read(name: str = name, shape: tuple[int, ...] = info.shape, dtype: torch.dtype = dtype) -> Tensor:
-            out = torch.empty(shape, dtype=dtype)
-            file.read(name, out)
-            return out
-
-        yield Entry(name, info.shape, dtype, read)
 
 
 def write_weights(folder: Path, entries: Iterable[Entry], shard_bytes: int) -> int:
