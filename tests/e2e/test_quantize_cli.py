@@ -13,7 +13,7 @@ import pytest
 from tests.support.process import QWENKIT, assert_one_sentence, environment, qwenkit
 from tests.support.tiny_models import write_model, write_text
 
-LAYERS = 40
+LAYERS = 80  # enough that a signal behind the first block finds many before it
 OPTIONS = ("--group-size", "32", "--samples", "8", "--length", "64")
 
 

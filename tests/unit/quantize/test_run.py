@@ -297,7 +297,8 @@ def test_infinite_activations_name_the_layer(text: Path, tmp_path: Path) -> None
 def test_a_full_disk_keeps_what_is_done(
     victim: str, llama: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from qwenkit.quantize import partial, write
+    from qwenkit.quantize import partial
+    from qwenkit.weights import write
 
     real = write.write_tensors
 
