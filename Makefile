@@ -4,6 +4,7 @@
 #   make chat PROMPT="Hello"         answer once and exit
 #   make chat MODEL=path/to/model    another model: folder, .gguf file or hub id
 #   make test                        lint, types and every test
+#   make sanitize                    the CPU kernels over random models with the compiler's sanitizers
 
 PYTHON ?= python3
 MODEL ?= smollm2-135m
@@ -16,7 +17,7 @@ export QWENKIT_MODEL := $(value MODEL)
 export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help chat test test-data check clean
+.PHONY: help chat test test-data check sanitize clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -33,6 +34,9 @@ test: check
 
 check: .venv/.test test-data
 	scripts/check
+
+sanitize:
+	scripts/sanitize
 
 test-data: .venv/.test
 	@$(BIN)/python scripts/fetch_test_data.py

@@ -23,6 +23,16 @@ inline void Network::heads(const QkLayer &layer, int number, const uint16_t *pac
   const Matrix w{layer.qkv, m_.hidden, count * d / (2 * kLanes), kLanes};
   const Inputs inputs = ordered(w, packed, tiles, own, thread);
   const int pairs = d / (2 * kLanes);
+  if (tiles >= kMany && pairs <= kMostPairs)
+    return pieces(count, [&](int head, int) {
+      const auto to = [&](int pair, int tile) {
+        return own.results.get() + size(tile % 2, d) + (pair - head * pairs) * 2 * kTile;
+      };
+      many_tiles(w, inputs, head * pairs, pairs, tiles, false, to, own, [&](int pair, int tile, int some) {
+        if (pair + 1 < (head + 1) * pairs) return;
+        for (int t = tile; t < tile + some; ++t) place(layer, number, head, t, to(head * pairs, t));
+      });
+    }, own, thread);
   pieces(count * ((tiles + group - 1) / group), [&](int piece, int next) {
     const int head = piece % count, first = piece / count * group, end = std::min(first + group, tiles);
     const auto result = [&](int tile) { return own.results.get() + size(tile - first, d); };

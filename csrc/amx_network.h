@@ -13,6 +13,9 @@ namespace {
 
 constexpr int64_t kPackedBytes = 768 * 1024;  // packed inputs that stay in the second cache while weights pass
 constexpr int kTogether = 32;                 // and no more tiles than these at once
+constexpr int kMany = 6;                      // tiles from which on weights are unpacked once for all of them
+constexpr int64_t kBlockBytes = 512 * 1024;   // of weights that stay in the second cache while tiles pass
+constexpr int kMostPairs = 8;                 // and no more pairs than these
 constexpr int kPhases = 16;                   // no layer has more
 
 template <class T>
@@ -30,10 +33,11 @@ class Buffer {
 
 // What each thread has to itself.
 struct Own {
-  explicit Own(const QkModel &m)
+  explicit Own(const QkModel &m, bool many)
       : normed(static_cast<int64_t>(kOwnTiles) * m.hidden * kLanes),
         results(static_cast<int64_t>(kTogether) * std::max(m.head_dim, 2 * kLanes) * kLanes),
-        unpacked(kUnpacked),
+        unpacked(many ? std::max({room(m.hidden, m.head_dim / (2 * kLanes)), room(int64_t{m.heads} * m.head_dim, 1), room(m.ffn, 1)})
+                      : kUnpacked),
         row(m.hidden),
         sums(static_cast<int64_t>(kLanes) * m.head_dim * (m.heads / m.kv_heads)),
         keys(kChunk * m.head_dim),
@@ -43,6 +47,13 @@ struct Own {
   static constexpr int kOwnTiles = 2;  // up to so many are normed by every thread for itself
   int phase = 0;
 
+  // Numbers that `pairs` whole pairs take, or as many as are unpacked at once.
+  static int64_t room(int64_t inputs, int pairs) { return inputs * 2 * kLanes * std::max(pairs, pairs_at_once(inputs)); }
+
+  static int pairs_at_once(int64_t inputs) {
+    return static_cast<int>(std::min<int64_t>(std::max<int64_t>(kBlockBytes / (inputs * 4 * kLanes), 1), kMostPairs));
+  }
+
   // Two tiles of results for a tile of tokens.
   float *result(int tile) const { return results.get() + tile % kTogether * 2 * kTile; }
 
@@ -50,6 +61,7 @@ struct Own {
   Buffer<float> results;
   Buffer<uint16_t> unpacked;  // weights
   Buffer<uint16_t> row;       // of the embedding
+  std::vector<Rows> rows{kMostPairs};  // where unpacked pairs lie
   Buffer<float> sums;  // of attention, per query head
   Buffer<uint16_t> keys, values;  // a chunk that was int8
   std::vector<Progress> progress;
@@ -78,7 +90,7 @@ class Network {
     // What no query writes is read all the same: it must not make arithmetic slow.
     if (plan_.all.count > 0)
       std::fill_n(attended_.get() + size(plan_.all.count - 1, heads_), size(1, heads_), static_cast<uint16_t>(0));
-    for (int t = 0; t < f.threads; ++t) own_.push_back(std::make_unique<Own>(m_));
+    for (int t = 0; t < f.threads; ++t) own_.push_back(std::make_unique<Own>(m_, most() >= kMany));
   }
 
   void run(int thread) {
@@ -157,6 +169,15 @@ class Network {
   void product(const Matrix &w, const uint16_t *packed, int tiles, bool add, const To &to, const Finish &finish,
                Own &own, int thread) {
     const Inputs inputs = ordered(w, packed, tiles, own, thread);
+    if (tiles >= kMany) {
+      const int block = Own::pairs_at_once(w.inputs);
+      return pieces((w.pairs + block - 1) / block, [&](int piece, int) {
+        const int first = piece * block;
+        many_tiles(w, inputs, first, std::min(block, w.pairs - first), tiles, add, to, own, [&](int pair, int tile, int count) {
+          for (int t = tile; t < tile + count; ++t) finish(pair, t, to(pair, t));
+        });
+      }, own, thread);
+    }
     const int group = together(w.inputs);
     pieces(w.pairs * ((tiles + group - 1) / group), [&](int piece, int next) {
       const int pair = piece % w.pairs, first = piece / w.pairs * group, end = std::min(first + group, tiles);
@@ -165,6 +186,25 @@ class Network {
       multiply_all(now, w.inputs, inputs.of(now), first, end, add, ahead, own.unpacked.get(), place);
       for (int tile = first; tile < end; ++tile) finish(pair, tile, place(tile));
     }, own, thread);
+  }
+
+  // A few pairs times all tiles of packed inputs, two tiles at a time; then(pair, tile, count) when these are done.
+  template <class To, class Then>
+  void many_tiles(const Matrix &w, const Inputs &inputs, int first, int pairs, int tiles, bool add, const To &to, Own &own,
+                  const Then &then) {
+    std::vector<Rows> &rows = own.rows;
+    for (int i = 0; i < pairs; ++i) rows[i] = whole_rows(w.pair(first + i), w.inputs, own.unpacked.get() + i * w.inputs * 2 * kLanes);
+    for (int tile = 0; tile < tiles; tile += 2) {
+      const int count = std::min(2, tiles - tile);
+      for (int i = 0; i < pairs; ++i) {
+        const Pair pair = w.pair(first + i);
+        float *c = to(first + i, tile), *d = count == 2 ? to(first + i, tile + 1) : c;
+        const bool fetches = tile == 0 && i + 1 < pairs && w.pair(first + i + 1).is_plain();
+        multiply_tiles(rows[i], w.inputs, inputs.of(pair) + size(tile, w.inputs), count,
+                       {{c, c + kTile, d, d + kTile}, add}, fetches ? rows[i + 1] : Rows{});
+        then(first + i, tile, count);
+      }
+    }
   }
 
   Inputs ordered(const Matrix &w, const uint16_t *packed, int tiles, Own &own, int thread);

@@ -167,6 +167,24 @@ inline void multiply_all(const Pair &w, int64_t inputs, const uint16_t *packed, 
   }
 }
 
+// A whole pair as tiles want it: where it lies, or unpacked in `room`, which is for 32 rows of bfloat16.
+inline Rows whole_rows(const Pair &w, int64_t inputs, uint16_t *room) {
+  if (w.is_plain()) return plain_rows(w, inputs);
+  const int64_t steps = inputs / kDepth;
+  clear_absent(w, steps, room);
+  for (int64_t k = 0; k < steps; k += kStepsAtOnce)
+    unpack(w, inputs, k, std::min(kStepsAtOnce, steps - k), {}, room, steps, [](int64_t, const uint16_t *) {});
+  return {room, room + kTileNumbers, kDepth * 2, 2 * kTileNumbers};
+}
+
+// All inputs of a pair for one or two neighbouring tiles of tokens from `packed` on.
+inline void multiply_tiles(const Rows &w, int64_t inputs, const uint16_t *packed, int count, const Sums &sums,
+                           const Rows &ahead) {
+  const int64_t steps = inputs / kDepth;
+  if (count == 2) return multiply<2>(w, steps, packed, packed + steps * kDepth * 16, sums, ahead);
+  multiply<1>(w, steps, packed, packed, sums, ahead);
+}
+
 // c (16, 16) += b (16 rows of `rank`) times t, packed, of rank rounded up to whole tiles.
 inline void multiply_low_rank(const uint16_t *b, int64_t rank, const uint16_t *t, float *c) {
   alignas(64) uint16_t rows[16 * kDepth];

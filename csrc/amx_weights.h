@@ -19,6 +19,7 @@ struct Block {
   int64_t row = 0;
 
   int there() const { return static_cast<int>(std::min<int64_t>(std::max<int64_t>(matrix->rows - row, 0), kLanes)); }
+  // Panels lie where rows of the same matrix would: sixteen rows take as much room.
   bool is_plain() const { return (matrix->format == QK_DENSE || matrix->format == QK_BRAIN) && there() == kLanes; }
   const uint16_t *plain(int64_t inputs) const { return static_cast<const uint16_t *>(matrix->data) + row * inputs; }
 };
@@ -43,6 +44,17 @@ inline Rows plain_rows(const Pair &w, int64_t inputs) {
   return {w.first.plain(inputs), w.second.plain(inputs), inputs * 2, kDepth};
 }
 
+inline bool has_scales(const QkMatrix &m) { return m.format == QK_INT4 || m.format == QK_INT8 || in_panels(m); }
+
+// Bytes of 32 codes or numbers.
+inline int64_t chunk_bytes(const QkMatrix &m) {
+  switch (m.format) {
+    case QK_INT4: case QK_PANEL4: return kDepth / 2;
+    case QK_INT8: case QK_PANEL8: return kDepth;
+    default: return kDepth * 2;
+  }
+}
+
 // `steps` times 32 inputs of some rows, from step `from` on, in `groups` groups of `group` inputs, of which `skipped` of
 // the first lie before.
 struct Strip {
@@ -50,7 +62,7 @@ struct Strip {
   int64_t group = 0, skipped = 0, first_group = 0, groups = 0;
 
   Strip(const QkMatrix &m, int64_t inputs, int64_t from, int64_t steps) : inputs(inputs), from(from), steps(steps) {
-    if (m.format != QK_INT4 && m.format != QK_INT8) return;
+    if (!has_scales(m)) return;
     group = std::min(m.group, inputs);
     first_group = from * kDepth / group;
     skipped = from * kDepth - first_group * group;
@@ -62,25 +74,69 @@ struct Strip {
 class Unpacker {
  public:
   Unpacker(const QkMatrix &m, int64_t row, int rows, const Strip &strip)
-      : m_(m), rows_(rows), group_(strip.group), left_(strip.group - strip.skipped),
-        width_(strip.inputs * half_bytes(m) / 2),
-        data_(static_cast<const uint8_t *>(m.data) + row * width_ + strip.from * (kDepth / 2) * half_bytes(m)) {
+      : m_(m), rows_(rows), group_(strip.group), left_(strip.group - strip.skipped), of_row_(in_panels(m) ? 1 : kMost),
+        of_group_(in_panels(m) ? kLanes : 1), width_(strip.inputs / kDepth * chunk_bytes(m)),
+        data_(static_cast<const uint8_t *>(m.data) + row * width_ + strip.from * chunk_bytes(m)) {
     high_ = left_ > kLanes ? 0 : 1;
-    if (strip.groups > 0) read_scaling(row, strip);
+    if (in_panels(m)) read_panel(row, strip);
+    else if (strip.groups > 0) read_scaling(row, strip);
   }
 
   void step(uint16_t *to) {
-    if (m_.format == QK_INT4) nibbles(to);
-    else if (m_.format == QK_INT8) bytes(to);
+    if (m_.format == QK_INT4 || m_.format == QK_PANEL4) nibbles(to);
+    else if (m_.format == QK_INT8 || m_.format == QK_PANEL8) bytes(to);
     else words(to);
-    data_ += kDepth / 2 * half_bytes(m_);
+    data_ += chunk_bytes(m_);
   }
 
  private:
   static constexpr int kMost = 2 * kLanes;  // groups
   static_assert(kStepsAtOnce * 2 + 1 <= kMost, "a group has sixteen inputs or more");
 
-  static int half_bytes(const QkMatrix &m) { return m.format == QK_INT4 ? 1 : m.format == QK_INT8 ? 2 : 4; }
+  // Codes of a strip of a panel, row by row, and what belongs to them.
+  void read_panel(int64_t row, const Strip &strip) {
+    const int64_t first = row / kLanes, bytes = chunk_bytes(m_) * kLanes, step = chunk_bytes(m_);
+    const uint8_t *from = static_cast<const uint8_t *>(m_.data) + first * kLanes * width_ + strip.from * bytes;
+    width_ = strip.steps * step;
+    for (int64_t k = 0; k < strip.steps; ++k)
+      for (int64_t i = 0; i < step; i += 16) turn_panel(from + k * bytes + i * kLanes, codes_ + k * step + i);
+    data_ = codes_ + row % kLanes * width_;
+    const __m512 middle = set(step == kDepth / 2 ? -8.0f : -128.0f);
+    const int64_t at = (first * groups_of(m_, strip.inputs) + strip.first_group) * kLanes;
+    for (int64_t g = 0; g < strip.groups; ++g) {
+      const int64_t i = at + g * kLanes;
+      const __m512 scale = _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i *>(m_.scales + i)));
+      put_scaling(g * kLanes, scale, i, middle, 0xffff);
+    }
+    base_ = static_cast<int>(row % kLanes);
+  }
+
+  // Four times sixteen rows of four bytes -> sixteen rows of sixteen bytes.
+  void turn_panel(const uint8_t *from, uint8_t *to) const {
+    __m512i r[4];
+    for (int j = 0; j < 4; ++j) r[j] = _mm512_loadu_si512(from + j * 64);
+    const __m512i a = _mm512_unpacklo_epi32(r[0], r[1]), b = _mm512_unpackhi_epi32(r[0], r[1]);
+    const __m512i c = _mm512_unpacklo_epi32(r[2], r[3]), d = _mm512_unpackhi_epi32(r[2], r[3]);
+    const __m512i rows[4] = {_mm512_unpacklo_epi64(a, c), _mm512_unpackhi_epi64(a, c), _mm512_unpacklo_epi64(b, d),
+                             _mm512_unpackhi_epi64(b, d)};
+    const auto put = [&](int row, __m128i x) { _mm_storeu_si128(reinterpret_cast<__m128i *>(to + row * width_), x); };
+    for (int j = 0; j < 4; ++j) {
+      put(j, _mm512_extracti32x4_epi32(rows[j], 0)), put(j + 4, _mm512_extracti32x4_epi32(rows[j], 1));
+      put(j + 8, _mm512_extracti32x4_epi32(rows[j], 2)), put(j + 12, _mm512_extracti32x4_epi32(rows[j], 3));
+    }
+  }
+
+  // Sixteen scales and what belongs to them, of which `there` exist, `at` of the matrix's.
+  void put_scaling(int64_t to, __m512 scale, int64_t at, __m512 middle, __mmask16 there) {
+    __m512 offset = _mm512_mul_ps(scale, middle);
+    if (m_.mins) {
+      offset = _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(there, m_.mins + at));
+    } else if (m_.zeros) {
+      const __m512i zero = _mm512_cvtepu8_epi32(_mm_maskz_loadu_epi8(there, m_.zeros + at));
+      offset = _mm512_mul_ps(scale, _mm512_sub_ps(set(0.0f), _mm512_cvtepi32_ps(zero)));
+    }
+    write(scales_ + to, scale), write(offsets_ + to, offset);
+  }
 
   void read_scaling(int64_t row, const Strip &strip) {
     const int64_t all = groups_of(m_, strip.inputs);
@@ -89,21 +145,14 @@ class Unpacker {
       const __mmask16 there = lane_mask(0, static_cast<int>(std::min<int64_t>(strip.groups - i, kLanes)));
       for (int r = 0; r < rows_; ++r) {
         const int64_t at = (row + r) * all + strip.first_group + i;
-        const __m512 scale = _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(there, m_.scales + at));
-        __m512 offset = _mm512_mul_ps(scale, middle);
-        if (m_.mins) {
-          offset = _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(there, m_.mins + at));
-        } else if (m_.zeros) {
-          const __m512i zero = _mm512_cvtepu8_epi32(_mm_maskz_loadu_epi8(there, m_.zeros + at));
-          offset = _mm512_mul_ps(scale, _mm512_sub_ps(set(0.0f), _mm512_cvtepi32_ps(zero)));
-        }
-        write(scales_[r] + i, scale), write(offsets_[r] + i, offset);
+        put_scaling(r * kMost + i, _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(there, m_.scales + at)), at, middle, there);
       }
     }
   }
 
   __m512 number(__m512 codes, int r, int64_t group) const {
-    return _mm512_fmadd_ps(codes, set(scales_[r][group]), set(offsets_[r][group]));
+    const int64_t at = (r + base_) * of_row_ + group * of_group_;
+    return _mm512_fmadd_ps(codes, set(scales_[at]), set(offsets_[at]));
   }
 
   // To the groups of the next step's first and last 16 inputs.
@@ -172,9 +221,12 @@ class Unpacker {
   const int64_t group_;
   int64_t left_, low_ = 0, high_ = 0;  // inputs of the group from here on; groups among those of the strip
   bool is_new_ = true;
-  const int64_t width_;  // bytes of a row
+  int base_ = 0;                        // of the panel, the first row that is unpacked
+  const int64_t of_row_, of_group_;     // numbers from one row's or group's scaling to the next
+  int64_t width_;                       // bytes of a row
   const uint8_t *data_;
-  alignas(64) float scales_[kLanes][kMost], offsets_[kLanes][kMost];  // number = scale * code + offset
+  alignas(64) float scales_[kLanes * kMost], offsets_[kLanes * kMost];  // number = scale * code + offset
+  alignas(64) uint8_t codes_[kLanes * kStepsAtOnce * kDepth];           // of a panel, row by row
   __m512i tables_[kLanes];  // of each row what a code stands for, for the first 16 inputs and for the last
 };
 
@@ -184,7 +236,7 @@ inline Unpacker unpacker(const Block &b, int64_t inputs, int64_t from, int64_t s
 
 // Bytes of a row's `inputs` numbers.
 inline int64_t row_bytes(const QkMatrix &m, int64_t inputs) {
-  return m.format == QK_INT4 ? inputs / 2 : m.format == QK_INT8 ? inputs : inputs * 2;
+  return inputs / kDepth * chunk_bytes(m);
 }
 
 inline void fetch_bytes(const void *p, int64_t from, int64_t to) {
@@ -201,7 +253,7 @@ inline void fetch_codes(const Block &b, int64_t inputs, int64_t from, int64_t st
 // And what belongs to the codes, all of it.
 inline void fetch_scaling(const Block &b, int64_t inputs) {
   const QkMatrix &m = *b.matrix;
-  if (m.format != QK_INT4 && m.format != QK_INT8) return;
+  if (!has_scales(m)) return;
   const int64_t groups = groups_of(m, inputs), count = b.there() * groups, from = b.row * groups;
   fetch_bytes(m.scales + from, 0, count * 2);
   if (m.zeros) fetch_bytes(m.zeros + from, 0, count);

@@ -10,6 +10,7 @@
 #include <type_traits>
 #include <vector>
 
+#include "int8.h"
 #include "matrix.h"
 #include "pool.h"
 #include "step.h"
@@ -28,6 +29,7 @@
 #include "packed.inc"
 #include "cache.inc"
 #include "attention.inc"
+#include "rounded.inc"
 #include "step.inc"
 
 void qk::forward_avx2(const Forward &forward) { forward_all(forward); }

@@ -9,6 +9,7 @@
 #include <type_traits>
 #include <vector>
 
+#include "int8.h"
 #include "matrix.h"
 #include "pool.h"
 #include "step.h"
@@ -19,6 +20,7 @@
 #include "packed.inc"
 #include "cache.inc"
 #include "attention.inc"
+#include "rounded.inc"
 #include "step.inc"
 
 void qk::forward_portable(const Forward &forward) { forward_all(forward); }

@@ -4,7 +4,7 @@
 #include <cstdint>
 
 // Count up with every change of what follows, so that Python refuses a library that was compiled before it.
-#define QK_ABI_VERSION 3
+#define QK_ABI_VERSION 4
 #define QK_API __attribute__((visibility("default")))
 
 extern "C" {
@@ -24,6 +24,8 @@ enum QkFormat : int32_t {
   QK_BRAIN = 2,  // bfloat16, whatever the model's type
   QK_INT4 = 3,   // codes of PackedWeight (kernels/packed.py)
   QK_INT8 = 4,
+  QK_PANEL4 = 5,  // the same codes in panels of 16 rows (PanelWeight of kernels/panels.py)
+  QK_PANEL8 = 6,
 };
 
 // Rows of weights. An integer code stands for scale * (code - zero), or scale * code + min, in float32.
@@ -37,6 +39,9 @@ struct QkMatrix {
   const uint16_t *mins;    // (rows, groups) float16, instead of zeros; null: none
   const int32_t *order;    // (n): column j belongs to input order[j]; null: to input j. Matrices with the same order
                            // had better share the array: activations are put in order once for each array
+  // PANEL4, PANEL8: rows is divisible by 16, n and group by 32, or group is at least n. Data is (rows / 16, n / 32) blocks
+  // of 32 inputs of 16 rows. PANEL8: byte (i / 4, row, i % 4) is the code of input i. PANEL4: byte (i / 4, row, i % 4), of
+  // 16 inputs, holds input i low and i + 16 high. Scales, zeros and mins are (rows / 16, groups, 16).
 };
 
 // Matrices below one another, as one linear layer.
@@ -109,7 +114,14 @@ QK_API int32_t qk_best_isa();
 // output of the last norm (num_rows, hidden). A row's numbers depend on its own sequence alone: neither on the other
 // spans, nor on how a sequence is cut into calls, nor on the number of threads.
 // Returns a QkStatus; nothing was stored unless QK_DONE.
+// Matrices in panels are multiplied with activations rounded to 8 bits (int8.h), on all instruction sets with the same
+// result; only AMX with `int8` 0 takes them as the numbers that they stand for, which is faster for many tokens.
 QK_API int32_t qk_forward(const QkModel *model, const QkPool *pool, int32_t num_spans, const QkSpan *spans,
                           const int64_t *tokens, int32_t num_rows, const int64_t *rows, float *out, int32_t hidden,
-                          int32_t threads, int32_t isa);
+                          int32_t int8, int32_t threads, int32_t isa);
+
+// One matrix in panels times `count` rows of n numbers, rounded to 8 bits, as qk_forward multiplies them:
+// out (count, rows).
+QK_API int32_t qk_int8_product(const QkMatrix *matrix, int64_t n, const float *x, int32_t count, float *out,
+                               int32_t threads, int32_t isa);
 }

@@ -1,4 +1,4 @@
-// A pool of threads that spin briefly between jobs and sleep otherwise, and the barrier they meet at within a job.
+// A pool of threads that spin briefly while they wait and then sleep, and the barrier they meet at within a job.
 #pragma once
 #include <atomic>
 #include <cstdint>
@@ -9,8 +9,23 @@ namespace qk {
 inline void relax() {
 #if defined(__x86_64__) || defined(__i386__)
   __builtin_ia32_pause();
+#elif defined(__aarch64__)
+  asm volatile("yield");
 #endif
 }
+
+// A number that threads wait for a change of.
+class Signal {
+ public:
+  uint32_t value() const { return value_.load(std::memory_order_acquire); }
+  void set(uint32_t value);
+
+  // Returns once the number is not `old`; awake for `spin` nanoseconds, then asleep.
+  void wait_while(uint32_t old, int64_t spin);
+
+ private:
+  std::atomic<uint32_t> value_{0}, sleepers_{0};
+};
 
 class Barrier {
  public:
@@ -20,7 +35,7 @@ class Barrier {
  private:
   const int threads_;
   std::atomic<int> arrived_{0};
-  std::atomic<uint32_t> round_{0};
+  Signal round_;
 };
 
 constexpr int kMaxThreads = 256;

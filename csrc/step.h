@@ -4,6 +4,8 @@
 
 namespace qk {
 
+struct Int8Kernels;
+
 struct Forward {
   const QkModel *model;
   const QkPool *pool;
@@ -13,6 +15,7 @@ struct Forward {
   float *out;
   int num_spans, num_rows, total, threads;
   bool hidden;
+  const Int8Kernels *int8;  // products of matrices in panels
 };
 
 // Each may throw std::bad_alloc, but only before it stores anything.

@@ -58,11 +58,17 @@ class LLM:
         max_context: most tokens of prompt and reply together; None: what the model was made for.
         max_batch_size: sequences computed together.
         prefill_chunk: tokens computed in one step; long prompts are read in pieces of this size.
+        activations: what 4- and 8-bit weights are multiplied with on the CPU: auto, int8 (fast), float (exact).
         head: auto keeps the output head as the checkpoint has it; int8 rounds it to 8 bits while it is read.
+        packed_cache: auto keeps large packed weights, rearranged for the CPU, in the user's cache folder for the next
+            start; off does not.
         kv_cache: auto stores keys and values in the model's dtype; int8 takes half the memory of bfloat16.
         cache_memory: bytes of the key-value cache; None: what max_batch_size whole contexts take, at most 40 % of
             the free memory.
         prefix_caching: find beginnings of prompts that were read before.
+        speculative: ngram guesses tokens by looking up the last ones in the text so far, which makes replies that
+            repeat their prompt faster and changes no token; off does not.
+        speculative_tokens: most tokens guessed at once with ngram; None: 7.
         deterministic: refuse to run where results could depend on the batch (plain torch, GPU); compiled CPU kernels
             never let them.
         windows: attention window of each layer, None for full; None: as the checkpoint says.
@@ -82,10 +88,14 @@ class LLM:
         max_context: int | None = None,
         max_batch_size: int = 64,
         prefill_chunk: int = 512,
+        activations: str = "auto",
         head: str = "auto",
+        packed_cache: str = "auto",
         kv_cache: str = "auto",
         cache_memory: int | None = None,
         prefix_caching: bool = True,
+        speculative: str = "off",
+        speculative_tokens: int | None = None,
         deterministic: bool = False,
         windows: Sequence[int | None] | None = None,
         num_threads: int | None = None,
@@ -100,10 +110,14 @@ class LLM:
             max_context=max_context,
             max_batch_size=max_batch_size,
             prefill_chunk=prefill_chunk,
+            activations=activations,
             head=head,
+            packed_cache=packed_cache,
             kv_cache=kv_cache,
             cache_memory=cache_memory,
             prefix_caching=prefix_caching,
+            speculative=speculative,
+            speculative_tokens=speculative_tokens,
             deterministic=deterministic,
             windows=None if windows is None else tuple(windows),
             num_threads=num_threads,

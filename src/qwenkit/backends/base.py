@@ -52,6 +52,10 @@ class EngineStats:
     """Prompt tokens found in the prefix cache."""
     preemptions: int = 0
     steps: int = 0
+    proposed_tokens: int = 0
+    """Tokens guessed by speculative decoding."""
+    accepted_tokens: int = 0
+    """Guesses that were right."""
 
 
 Sink: TypeAlias = Callable[[Delta | BaseException], None]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 import math
 import queue
 import weakref
@@ -37,6 +38,8 @@ from qwenkit.model.step import make_forward
 from qwenkit.model.transformer import Transformer
 from qwenkit.tokenizer.base import Tokenizer
 from qwenkit.weights.adapters import load_adapter
+
+_log = logging.getLogger("qwenkit")
 
 
 class LocalBackend:
@@ -180,14 +183,14 @@ class LocalBackend:
         self._check_scored(token_ids)
         if not all(token_ids):
             raise InputError("an empty text has no embedding; give at least one token")
-        task = hidden_mean(self.model, token_ids, self._options.prefill_chunk)
+        task = hidden_mean(self.model, token_ids, self._options.prefill_chunk, self._options.activations)
         result: list[list[float]] = self._engine.call(task).result()
         return result
 
     def logits(self, token_ids: Sequence[Sequence[int]]) -> list[Tensor]:
         """For each sequence the logits after every token, (T, V) float32 on the CPU."""
         self._check_scored(token_ids)
-        task = sequence_logits(self.model, token_ids, self._options.prefill_chunk)
+        task = sequence_logits(self.model, token_ids, self._options.prefill_chunk, self._options.activations)
         result: list[Tensor] = self._engine.call(task).result()
         return result
 
@@ -218,6 +221,8 @@ class LocalBackend:
             cached_tokens=counters.cached_tokens,
             preemptions=scheduler.num_preemptions,
             steps=counters.steps,
+            proposed_tokens=counters.proposed_tokens,
+            accepted_tokens=counters.accepted_tokens,
         )
 
     @property
@@ -265,10 +270,16 @@ def _make_engine(
         device=model.device,
         int8=options.kv_cache == "int8",
     )
-    forward = make_forward(model, pool)
+    forward = make_forward(model, pool, options.activations)
     if options.deterministic and not forward.is_deterministic:
         raise InputError(
             f"deterministic results need the compiled CPU kernels, and {forward.name} on {model.device} runs instead; leave the option out"
+        )
+    if options.max_draft and not forward.is_deterministic:
+        _log.warning(
+            "speculative decoding is exact up to rounding here: %s on %s may round a token's numbers otherwise when others are computed with it",
+            forward.name,
+            model.device,
         )
     info.details["kernels"] = forward.name
     info.details["deterministic"] = forward.is_deterministic
@@ -285,11 +296,13 @@ def _make_engine(
         end_ids=eos_ids,
         ntk_length=model.config.rope.ntk_length,
         explain=functools.partial(explain_nonfinite, model),
+        tells_generated=forward.tells_generated,
     )
     engine_options = EngineOptions(
         max_running=options.max_batch_size,
         max_step_tokens=options.prefill_chunk,
         max_queue=options.max_queue,
+        max_draft=options.max_draft,
     )
     blocks = BlockManager(pages, caching=options.prefix_caching)
     return Engine(Runner(forward, pool, vocab_size), blocks, engine_model, engine_options)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from qwenkit.backends.base import BackendInfo
 from qwenkit.backends.local import LocalBackend
-from qwenkit.backends.options import LocalOptions, resolve_device, resolve_dtype
+from qwenkit.backends.options import LocalOptions, resolve_device, resolve_dtype, wants_panels
 from qwenkit.chat.template import choose_template
 from qwenkit.config.model import ModelConfig
 from qwenkit.core.errors import QwenkitError, TemplateError, TokenizerError
@@ -63,7 +63,9 @@ def open_local(
             dtype=dtype,
             config=config,
             on_progress=on_progress,
+            panels=wants_panels(options, device, dtype),
             head=options.head,
+            cached=options.packed_cache == "auto",
         )
     finally:
         checkpoint.store.close()

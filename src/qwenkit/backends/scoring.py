@@ -18,36 +18,36 @@ from qwenkit.model.transformer import Span, Transformer
 
 
 def sequence_logits(
-    model: Transformer, sequences: Sequence[Sequence[int]], chunk: int
+    model: Transformer, sequences: Sequence[Sequence[int]], chunk: int, activations: str = "auto"
 ) -> Generator[None, None, list[Tensor]]:
-    """For each sequence the logits after every token, (T, V) float32 on the CPU."""
+    """For each sequence the logits after every token, (T, V) float32 on the CPU; activations: see make_forward."""
     found = []
     for ids in sequences:
-        pieces = yield from _read(model, ids, chunk, hidden=False)
+        pieces = yield from _read(model, ids, chunk, activations, hidden=False)
         found.append(torch.cat(pieces) if pieces else torch.empty(0, model.config.vocab_size))
     return found
 
 
 def hidden_mean(
-    model: Transformer, sequences: Sequence[Sequence[int]], chunk: int
+    model: Transformer, sequences: Sequence[Sequence[int]], chunk: int, activations: str = "auto"
 ) -> Generator[None, None, list[list[float]]]:
     """For each sequence the mean over tokens of the last norm's output, scaled to length 1."""
     found: list[list[float]] = []
     for ids in sequences:
-        pieces = yield from _read(model, ids, chunk, hidden=True)
+        pieces = yield from _read(model, ids, chunk, activations, hidden=True)
         mean = torch.cat(pieces).double().mean(dim=0)
         found.append((mean / mean.norm().clamp(min=1e-12)).tolist())
     return found
 
 
 def _read(
-    model: Transformer, ids: Sequence[int], chunk: int, *, hidden: bool
+    model: Transformer, ids: Sequence[int], chunk: int, activations: str, *, hidden: bool
 ) -> Generator[None, None, list[Tensor]]:
     if not ids:
         return []
     pages = pages_for(len(ids))
     pool = PagePool(model.config, num_pages=pages, dtype=model.dtype, device=model.device)
-    forward = make_forward(model, pool)
+    forward = make_forward(model, pool, activations)
     alpha = ntk_alpha(len(ids), model.config.rope.ntk_length)
     cache = PagedCache(pool, list(range(pages)), alpha=alpha)
     pieces = []

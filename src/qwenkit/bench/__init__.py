@@ -1,1 +1,1 @@
-"""Measuring: load on a server."""
+"""Measuring: a model's speed and memory on this machine, and load on a server."""

@@ -1,4 +1,4 @@
-"""``qwenkit bench``: measurements. ``bench serve`` puts load on a server and says how it copes."""
+"""``qwenkit bench``: ``speed`` measures a model here; ``serve`` puts load on a server and says how it copes."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 import typer
 
 from qwenkit.cli import pipes
+from qwenkit.cli.bench_speed import speed
 from qwenkit.cli.options import ApiKeyOption, spread
 from qwenkit.core import environment
 from qwenkit.core.errors import InputError, RemoteError
@@ -35,11 +36,6 @@ app = typer.Typer(
     no_args_is_help=True,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-
-
-@app.callback()
-def _root() -> None:
-    pass  # keeps the name of a command that is alone
 
 
 def _option(panel: str, *names: str, metavar: str | None = None, text: str, **more: Any) -> Any:
@@ -234,6 +230,7 @@ def serve(
     _judge(report)
 
 
+app.command("speed")(speed)
 app.command("serve")(serve)
 
 

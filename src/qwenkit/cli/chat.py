@@ -9,7 +9,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from qwenkit.cli import loading, pipes
-from qwenkit.cli.options import JsonFlag, ModelOptions, SamplingOptions, ServerOptions, StatsFlag, spread
+from qwenkit.cli.options import (
+    JsonFlag,
+    ModelOptions,
+    SamplingOptions,
+    ServerOptions,
+    SpeculativeOptions,
+    StatsFlag,
+    spread,
+)
 from qwenkit.cli.texts import EN, choose
 from qwenkit.core.errors import InputError
 
@@ -29,6 +37,7 @@ def chat(
     *,
     context: typer.Context,
     model: ModelOptions,
+    speculation: SpeculativeOptions,
     server: ServerOptions,
     sampling: SamplingOptions,
     system: Annotated[str | None, typer.Option("--system", metavar="TEXT", help="System text.")] = None,
@@ -52,7 +61,7 @@ def chat(
     question = _question(prompt)
     if question is None and as_json:
         raise InputError("--json needs a PROMPT or piped text; a conversation cannot be printed as JSON")
-    llm = _open(context, model, server, texts)
+    llm = _open(context, model, speculation, server, texts)
     try:
         from qwenkit.llm import Chat
 
@@ -70,14 +79,20 @@ def chat(
         llm.close()
 
 
-def _open(context: typer.Context, model: ModelOptions, server: ServerOptions, texts: Texts) -> LLM:
+def _open(
+    context: typer.Context,
+    model: ModelOptions,
+    speculation: SpeculativeOptions,
+    server: ServerOptions,
+    texts: Texts,
+) -> LLM:
     if server.server is None:
         if server.api_key is not None:
             raise InputError("--api-key is for a server; give --server URL with it")
-        return loading.open_llm(model, texts=texts)
+        return loading.open_llm(model, speculation=speculation, texts=texts)
     source = context.get_parameter_source("model")
     is_model_named = source is not None and source.name == "COMMANDLINE"
-    return loading.open_remote(server, model, is_model_named=is_model_named)
+    return loading.open_remote(server, model, speculation=speculation, is_model_named=is_model_named)
 
 
 def _question(prompt: str | None) -> str | None:

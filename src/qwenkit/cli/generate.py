@@ -13,7 +13,14 @@ import typer
 
 from qwenkit.cli import loading, pipes
 from qwenkit.cli.meter import Meter
-from qwenkit.cli.options import JsonFlag, ModelOptions, SamplingOptions, StatsFlag, spread
+from qwenkit.cli.options import (
+    JsonFlag,
+    ModelOptions,
+    SamplingOptions,
+    SpeculativeOptions,
+    StatsFlag,
+    spread,
+)
 from qwenkit.cli.texts import EN
 from qwenkit.core.errors import InputError
 
@@ -43,6 +50,7 @@ def generate(
         ),
     ] = None,
     model: ModelOptions,
+    speculation: SpeculativeOptions,
     sampling: SamplingOptions,
     batch_size: Annotated[
         int, typer.Option("--batch-size", metavar="N", min=1, help="Prompts run together.")
@@ -59,7 +67,7 @@ def generate(
     texts = _prompts(prompts, file)
     params = sampling.to_params()
     output = _Output(as_json=as_json, echo=echo)
-    llm = loading.open_llm(model, max_batch_size=batch_size)
+    llm = loading.open_llm(model, speculation=speculation, max_batch_size=batch_size)
     meter = Meter()
     try:
         if len(texts) == 1 and not as_json:

@@ -7,9 +7,9 @@ import dataclasses
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from qwenkit.cli.options import ModelOptions, ServerOptions
+from qwenkit.cli.options import ModelOptions, ServerOptions, SpeculativeOptions
 from qwenkit.cli.pipes import is_terminal
 from qwenkit.cli.texts import EN, Texts
 from qwenkit.core.environment import api_key
@@ -55,8 +55,16 @@ def fetch(model: str, *, force: bool = False) -> Path:
         progress.stop()
 
 
-def open_llm(options: ModelOptions, *, max_batch_size: int = 16, texts: Texts = EN) -> LLM:
+def open_llm(
+    options: ModelOptions,
+    *,
+    speculation: SpeculativeOptions | None = None,
+    max_batch_size: int = 16,
+    cache_memory: int | None = None,
+    texts: Texts = EN,
+) -> LLM:
     """Fetches and loads the model that the options name."""
+    speculation = speculation or SpeculativeOptions()
     fetch(options.model)
     with spinner(texts.loading.format(model=options.model)) as on_progress:
         from qwenkit.llm import LLM
@@ -67,28 +75,39 @@ def open_llm(options: ModelOptions, *, max_batch_size: int = 16, texts: Texts = 
             dtype=options.dtype,
             max_context=options.max_context,
             max_batch_size=max_batch_size,
+            cache_memory=cache_memory,
             num_threads=options.threads,
+            activations=options.activations,
             head=options.head,
+            packed_cache=options.packed_cache,
             kv_cache=options.kv_cache,
+            speculative=speculation.speculative,
+            speculative_tokens=speculation.speculative_tokens,
             deterministic=options.deterministic,
             on_progress=on_progress,
         )
 
 
-def open_remote(server: ServerOptions, options: ModelOptions, *, is_model_named: bool) -> LLM:
+def open_remote(
+    server: ServerOptions, options: ModelOptions, *, speculation: SpeculativeOptions, is_model_named: bool
+) -> LLM:
     """Reaches the server that the options name.
 
     Args:
         server: where it is.
         options: of these only the model can be chosen.
+        speculation: none of these can.
         is_model_named: whether the user named it; else it is the first of the server.
 
     Raises:
         InputError: an option that only a model in this process can honour.
         RemoteError: the server is not reached.
     """
-    for item in dataclasses.fields(ModelOptions):
-        if item.name != "model" and getattr(options, item.name) != item.default:
+    given: list[tuple[ModelOptions | SpeculativeOptions, dataclasses.Field[Any]]]
+    given = [(options, item) for item in dataclasses.fields(options) if item.name != "model"]
+    given += [(speculation, item) for item in dataclasses.fields(speculation)]
+    for group, item in given:
+        if getattr(group, item.name) != item.default:
             option = f"--{item.name.replace('_', '-')}"
             raise InputError(
                 f"{option} is for a model in this process; leave it out, or start the server with it"

@@ -59,8 +59,24 @@ class ModelOptions:
         int | None, _model("--max-context", metavar="N", text="Most tokens of prompt and reply together.")
     ] = None
     threads: Annotated[int | None, _model("--threads", metavar="N", text="CPU threads to use.")] = None
+    activations: Annotated[
+        str,
+        _model(
+            "--activations",
+            metavar="KIND",
+            text="What 4- and 8-bit weights are multiplied with on the CPU: auto, int8 (fast) or float (exact).",
+        ),
+    ] = "auto"
     head: Annotated[
         str, _model("--head", metavar="KIND", text="auto, or int8 for an output head rounded to 8 bits.")
+    ] = "auto"
+    packed_cache: Annotated[
+        str,
+        _model(
+            "--packed-cache",
+            metavar="KIND",
+            text="auto keeps large packed weights as the CPU needs them for the next start; off does not.",
+        ),
     ] = "auto"
     kv_cache: Annotated[
         str, _model("--kv-cache", metavar="KIND", text="auto, or int8 for half the memory of bfloat16.")
@@ -73,6 +89,28 @@ class ModelOptions:
             rich_help_panel=_MODEL,
         ),
     ] = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SpeculativeOptions:
+    """Whether to guess tokens, which changes the speed of replies and nothing else."""
+
+    speculative: Annotated[
+        str,
+        _model(
+            "--speculative",
+            metavar="KIND",
+            text="off, or ngram: guess tokens from repeated text; replies stay the same, and may come faster.",
+        ),
+    ] = "off"
+    speculative_tokens: Annotated[
+        int | None,
+        _model(
+            "--speculative-tokens",
+            metavar="N",
+            text="Most tokens guessed at once with --speculative ngram; 7 unless given.",
+        ),
+    ] = None
 
 
 ApiKeyOption = Annotated[

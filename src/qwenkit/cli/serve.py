@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from qwenkit.cli import loading, pipes
-from qwenkit.cli.options import ModelOptions, spread
+from qwenkit.cli.options import ModelOptions, SpeculativeOptions, spread
 from qwenkit.cli.texts import EN
 from qwenkit.core.environment import server_api_keys
 from qwenkit.core.errors import InputError
@@ -154,7 +154,9 @@ def _keys_in(file: Path) -> list[str]:
 
 
 @spread
-def serve(*, model: ModelOptions, engine: EngineOptions, http: HttpOptions) -> None:
+def serve(
+    *, model: ModelOptions, speculation: SpeculativeOptions, engine: EngineOptions, http: HttpOptions
+) -> None:
     """Serve a model over HTTP, as the OpenAI API. Ctrl-C lets running requests end; a second one does not."""
     for module in ("fastapi", "uvicorn", "uvloop", "httptools", "prometheus_client"):
         import_extra(module, "server")
@@ -166,7 +168,7 @@ def serve(*, model: ModelOptions, engine: EngineOptions, http: HttpOptions) -> N
         raise InputError(f"--port {http.port} is not possible; use 0 to 65535")
     listener = bind(http.host, http.port)  # before the model, which may take minutes
     try:
-        backend = _open(model, engine)
+        backend = _open(model, speculation, engine)
         try:
             for name, path in adapters:
                 backend.load_adapter(name, path)
@@ -192,7 +194,7 @@ def _adapter(text: str) -> tuple[str, str]:
     return name, path
 
 
-def _open(model: ModelOptions, engine: EngineOptions) -> Backend:
+def _open(model: ModelOptions, speculation: SpeculativeOptions, engine: EngineOptions) -> Backend:
     loading.fetch(model.model)
     with loading.spinner(EN.loading.format(model=model.model)) as on_progress:
         from qwenkit.backends.opening import open_local
@@ -208,8 +210,12 @@ def _open(model: ModelOptions, engine: EngineOptions) -> Backend:
             max_batch_size=engine.max_batch_size,
             max_queue=engine.max_queue,
             prefill_chunk=engine.prefill_chunk,
+            activations=model.activations,
             head=model.head,
+            packed_cache=model.packed_cache,
             kv_cache=model.kv_cache,
+            speculative=speculation.speculative,
+            speculative_tokens=speculation.speculative_tokens,
             deterministic=model.deterministic,
             cache_memory=None if engine.cache_gb is None else int(engine.cache_gb * _GIB),
             prefix_caching=not engine.no_prefix_caching,

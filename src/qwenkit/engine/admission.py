@@ -34,6 +34,8 @@ class EngineModel:
     """Prompts beyond this many tokens get an NTK factor."""
     explain: Callable[[Sequence[int]], str]
     """Says why logits of these tokens are not finite."""
+    tells_generated: bool = False
+    """What is stored for a token depends on whether it is of a prompt or was chosen by the model."""
 
 
 class Admission:

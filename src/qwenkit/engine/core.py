@@ -7,8 +7,11 @@ from __future__ import annotations
 
 import logging
 import math
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+
+from torch import Tensor
 
 from qwenkit.core.errors import NumericsError, QwenkitError
 from qwenkit.core.types import Delta
@@ -30,6 +33,10 @@ class Counters:
     prompt_tokens: int = 0
     generated_tokens: int = 0
     cached_tokens: int = 0
+    proposed_tokens: int = 0
+    """Guessed by lookup, and computed to be compared with what is chosen."""
+    accepted_tokens: int = 0
+    """Of these, the ones that were chosen indeed."""
 
 
 class EngineCore:
@@ -41,6 +48,7 @@ class EngineCore:
         scheduler: who runs when.
         deliver: called with each delta, or the error that ends a sequence.
         explain: says why logits of these tokens are not finite.
+        clock: seconds, to learn what a guess costs.
     """
 
     def __init__(
@@ -51,9 +59,11 @@ class EngineCore:
         *,
         deliver: Callable[[Reading, Delta | BaseException], None],
         explain: Callable[[Sequence[int]], str],
+        clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self.blocks, self.scheduler, self.counters = blocks, scheduler, Counters()
         self._runner, self._deliver, self._explain = runner, deliver, explain
+        self._clock = clock
 
     def step(self) -> None:
         """Computes one batch of tokens and hands out what came of it."""
@@ -67,11 +77,11 @@ class EngineCore:
             sequence = result.work.sequence
             if sequence.status is Status.DONE:
                 continue  # another reply of its request failed in this step, and took it along
-            self.scheduler.computed([result.work])
+            self.scheduler.computed(sequence, result.work.count)
             if result.logits is None:
                 continue
             try:
-                self._advance(sequence, result)
+                self._advance(sequence, result, result.logits)
             except Exception as error:
                 self.fail(sequence, error)
 
@@ -81,7 +91,11 @@ class EngineCore:
 
     def _run(self, plan: list[Work]) -> list[Result]:
         try:
-            return self._runner.run(plan)
+            start = self._clock()
+            results = self._runner.run(plan)
+            if all(work.count == 1 for work in plan):
+                self.scheduler.pace.note(sum(work.size for work in plan), self._clock() - start)
+            return results
         except Exception as error:
             if len(plan) == 1:
                 self.fail(plan[0].sequence, error)
@@ -92,16 +106,30 @@ class EngineCore:
             result for work in plan if work.sequence.status is not Status.DONE for result in self._run([work])
         ]
 
-    def _advance(self, sequence: Reading, result: Result) -> None:
+    def _advance(self, sequence: Reading, result: Result, logits: Tensor) -> None:
+        """Chooses tokens for as long as the next one was computed already, because it had been guessed."""
+        draft = result.work.draft
+        self.counters.proposed_tokens += len(draft)
+        for row, guess in enumerate((*draft, None)):
+            self._advance_one(sequence, logits[row], result.likeliest[row], result.highest[row])
+            if guess is None or sequence.tokens[-1] != guess:
+                break
+            self.counters.accepted_tokens += 1
+            if sequence.status is Status.DONE:
+                return
+            self.scheduler.computed(sequence, 1)
+        if draft:
+            self.scheduler.trim(sequence)
+
+    def _advance_one(self, sequence: Reading, logits: Tensor, likeliest: int, highest: float) -> None:
         reply: Reply = sequence.state
-        assert result.logits is not None
         if sequence.limit == 0:
             delta = reply.score_only(sequence.tokens, cached=sequence.cached)
         else:
-            if not math.isfinite(result.highest):  # NaN wins every comparison, so the maximum tells
+            if not math.isfinite(highest):  # NaN wins every comparison, so the maximum tells
                 raise NumericsError(self._explain(sequence.tokens))
             delta = reply.pick(
-                result.logits, result.likeliest, sequence.tokens, limit=sequence.limit, cached=sequence.cached
+                logits, likeliest, sequence.tokens, limit=sequence.limit, cached=sequence.cached
             )
             sequence.tokens.append(delta.token_ids[0])
             self.counters.generated_tokens += 1

@@ -43,8 +43,8 @@ class EngineOptions:
     """Tokens computed in one step: long prompts are read in pieces of this size."""
     max_queue: int = 1024
     """Requests that may wait besides those that run."""
-    prefix_caching: bool = True
-    """Find beginnings of prompts that were read before."""
+    max_draft: int = 0
+    """Tokens guessed for one sequence in a step by looking them up in its text; 0: none. Replies stay the same."""
 
 
 @dataclass(slots=True)
@@ -91,10 +91,13 @@ class Engine:
     def __init__(
         self, runner: Runner, blocks: BlockManager, model: EngineModel, options: EngineOptions
     ) -> None:
-        self._options = options
+        self._options, self._marks_generated = options, model.tells_generated
         self._admission = Admission(model, blocks.num_pages * PAGE_SIZE)
         scheduler = Scheduler(
-            blocks, max_running=options.max_running, max_step_tokens=options.max_step_tokens
+            blocks,
+            max_running=options.max_running,
+            max_step_tokens=options.max_step_tokens,
+            max_draft=options.max_draft,
         )
         self.core = EngineCore(runner, blocks, scheduler, deliver=self._deliver, explain=model.explain)
         """For a look only: its thread is another."""
@@ -152,7 +155,13 @@ class Engine:
             for reply in replies:
                 leader = job.sequences[0] if job.sequences else None
                 sequence = Reading(
-                    next(self._numbers), tokens, reply.params, limit=request.limit, root=root, leader=leader
+                    next(self._numbers),
+                    tokens,
+                    reply.params,
+                    limit=request.limit,
+                    root=root,
+                    leader=leader,
+                    marks_generated=self._marks_generated,
                 )
                 sequence.state = reply
                 job.sequences.append(sequence)

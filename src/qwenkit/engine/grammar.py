@@ -92,8 +92,8 @@ class GrammarMask:
         """See TokenMask.apply."""
         self._matcher.unsafe_compute_mask_ptr(self._bits.ctypes.data, self._bits.nbytes)
         self._check()
-        allowed = np.unpackbits(self._bits.view(np.uint8), count=len(logits), bitorder="little")
-        logits[allowed == 0] = -np.inf
+        banned = np.unpackbits(~self._bits.view(np.uint8), count=len(logits), bitorder="little")
+        np.copyto(logits, -np.inf, where=banned.view(np.bool_))
 
     def accept(self, token_id: int) -> None:
         """See TokenMask.accept."""

@@ -22,10 +22,10 @@ class Result:
 
     work: Work
     logits: Tensor | None
-    """(V,) float32 behind its last token; None while its prompt is not read to the end."""
-    likeliest: int = 0
-    highest: float = 0.0
-    """Argmax and maximum of the logits; NaN counts as the largest."""
+    """(R, V) float32 behind its last token and behind each guessed one; None while its prompt is not read to the end."""
+    likeliest: Sequence[int] = ()
+    highest: Sequence[float] = ()
+    """Argmax and maximum of each row; NaN counts as the largest."""
 
 
 class Runner:
@@ -51,32 +51,38 @@ class Runner:
             rows += [len(tokens) + row for row in wanted]
             counts.append(len(wanted))
             tokens += work.sequence.tokens[work.sequence.computed : work.sequence.computed + work.count]
-            spans.append(self._span(work))
+            tokens += work.draft
+            spans += self._spans(work)
         logits = self._forward(tokens, spans, rows)[:, : self._vocab_size]
         return self._results(plan, counts, logits)
 
-    def _span(self, work: Work) -> Span:
+    def _spans(self, work: Work) -> list[Span]:
+        """The tokens of the prompt and those behind it, which the model chose itself."""
         sequence = work.sequence
         reply: Reply = sequence.state
         cache = PagedCache(self._pool, sequence.pages, length=sequence.computed, alpha=reply.alpha)
-        return Span(cache, work.count, reply.adapter)
+        given = max(0, min(sequence.num_prompt - sequence.computed, work.size))
+        counts = ((given, False), (work.size - given, True))
+        return [Span(cache, count, reply.adapter, generated) for count, generated in counts if count]
 
     def _results(self, plan: Sequence[Work], counts: Sequence[int], logits: Tensor) -> list[Result]:
         results, at = [], 0
-        lasts: list[tuple[Result, int]] = []
+        chosen_from: list[range] = []
         for work, count in zip(plan, counts, strict=True):
             own = logits[at : at + count]
             at += count
             if _scores_prompt(work):
                 _score(work, own)
-            result = Result(work, None)
-            if work.count == work.sequence.num_pending:
-                result.logits = own[-1]
-                lasts.append((result, at - 1))
-            results.append(result)
-        ids, highest = _maximum(logits, [row for _, row in lasts])
-        for (result, _), likeliest, value in zip(lasts, ids, highest, strict=True):
-            result.likeliest, result.highest = likeliest, value
+            has_read_all = work.count == work.sequence.num_pending
+            rows = 1 + len(work.draft) if has_read_all else 0
+            results.append(Result(work, own[-rows:] if rows else None))
+            chosen_from.append(range(at - rows, at))
+        ids, highest = _maximum(logits, [row for span in chosen_from for row in span])
+        done = 0
+        for result, span in zip(results, chosen_from, strict=True):
+            end = done + len(span)
+            result.likeliest, result.highest = ids[done:end], highest[done:end]
+            done = end
         return results
 
 
@@ -88,7 +94,7 @@ def _wanted_rows(work: Work) -> range:
     """Which of the work's positions need logits."""
     if _scores_prompt(work):
         return range(work.count)
-    return range(work.count - 1, work.count) if work.count == work.sequence.num_pending else range(0)
+    return range(work.count - 1, work.size) if work.count == work.sequence.num_pending else range(0)
 
 
 def _maximum(logits: Tensor, rows: Sequence[int]) -> tuple[list[int], list[float]]:

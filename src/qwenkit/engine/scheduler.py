@@ -2,16 +2,18 @@
 
 First come, first served: waiting sequences start in the order they came, and one that does not fit yet keeps later ones
 waiting. When running sequences need more pages than there are, the one that came last gives its pages up and starts
-again later from its tokens; nothing it said is lost.
+again later from its tokens; nothing it said is lost. Guessed tokens take what is left of a step, and of pages, after all
+that; they never displace anyone.
 """
 
 from __future__ import annotations
 
 import bisect
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 from qwenkit.engine.blocks import PAGE_SIZE, BlockManager, pages_for
+from qwenkit.engine.lookup import Lookup
+from qwenkit.engine.pace import Pace
 from qwenkit.engine.sequence import Sequence, Status
 
 
@@ -21,6 +23,13 @@ class Work:
 
     sequence: Sequence
     count: int
+    draft: tuple[int, ...] = ()
+    """Tokens guessed to follow the sequence's last one, computed behind it to be compared with what is chosen."""
+
+    @property
+    def size(self) -> int:
+        """Tokens that pass through the network."""
+        return self.count + len(self.draft)
 
 
 class Scheduler:
@@ -30,10 +39,14 @@ class Scheduler:
         blocks: the pages.
         max_running: sequences that may run at once.
         max_step_tokens: tokens computed in one step, at least ``max_running``.
+        max_draft: tokens guessed for one sequence in a step; 0: none.
     """
 
-    def __init__(self, blocks: BlockManager, *, max_running: int, max_step_tokens: int) -> None:
+    def __init__(
+        self, blocks: BlockManager, *, max_running: int, max_step_tokens: int, max_draft: int = 0
+    ) -> None:
         self.blocks = blocks
+        self._max_draft, self.pace = max_draft, Pace()
         self._max_running, self._max_step_tokens = max_running, max(max_step_tokens, max_running)
         self.waiting: list[Sequence] = []
         self.running: list[Sequence] = []
@@ -57,7 +70,7 @@ class Scheduler:
         elif sequence.status is Status.WAITING:
             self.waiting.remove(sequence)
         self._give_up_pages(sequence)
-        sequence.status = Status.DONE
+        sequence.status, sequence.lookup = Status.DONE, None
 
     def schedule(self) -> list[Work]:
         """The work of the next step, in order of arrival within decoding and reading."""
@@ -75,7 +88,32 @@ class Scheduler:
         budget -= sum(work.count for work in plan.values())
         if preempted == self.num_preemptions:
             self._admit(plan, budget)
+        if self._max_draft:
+            self._guess(plan)
         return list(plan.values())
+
+    def _guess(self, plan: dict[int, Work]) -> None:
+        """Adds drafts to the work of a step in which everyone is decoding."""
+        # Beside a prompt that is being read, computing is what takes time, and a guess costs as much as a token.
+        if not all(work.sequence.is_decoding for work in plan.values()):
+            return
+        rows, gained = len(plan), float(len(plan))
+        for work in plan.values():
+            sequence = work.sequence
+            left = self._max_step_tokens - rows
+            most = min(self._max_draft, left, sequence.limit - sequence.num_output - 1)
+            if most > 0:
+                sequence.lookup = sequence.lookup or Lookup(sequence.tokens)
+                chances = sequence.lookup.chances(most)
+                count = self.pace.worth(rows, gained, chances)
+                work.draft = tuple(sequence.lookup.guess(min(count, self._room_behind(sequence, count))))
+                rows, gained = rows + len(work.draft), gained + sum(chances[: len(work.draft)])
+
+    def _room_behind(self, sequence: Sequence, count: int) -> int:
+        """How many of ``count`` tokens behind the sequence's own have room in its pages and in those that are free."""
+        pages = self.blocks.take(max(pages_for(len(sequence.tokens) + count) - len(sequence.pages), 0))
+        sequence.pages += pages or []
+        return len(sequence.pages) * PAGE_SIZE - len(sequence.tokens)
 
     def _reserve(self, sequence: Sequence, num_tokens: int, plan: dict[int, Work]) -> bool:
         """Gets pages for ``num_tokens`` tokens, taking them from later sequences; False: it had to yield itself."""
@@ -146,16 +184,20 @@ class Scheduler:
             return []
         return self.blocks.find(sequence.full_digests(len(sequence.tokens) - 1))
 
-    def computed(self, work: Iterable[Work]) -> None:
-        """The step is done: its tokens are stored, and pages that became full can be found by others."""
-        for item in work:
-            sequence = item.sequence
-            before = sequence.computed // PAGE_SIZE
-            sequence.computed += item.count
-            if sequence.limit == 0:
-                continue  # read to be scored: whoever asks again wants every position again, and memory is for others
-            for page in range(before, sequence.computed // PAGE_SIZE):
-                self.blocks.remember(sequence.pages[page], sequence.digest(page))
+    def computed(self, sequence: Sequence, count: int) -> None:
+        """So many more of its tokens are stored; pages that became full can be found by others."""
+        before = sequence.computed // PAGE_SIZE
+        sequence.computed += count
+        if sequence.limit == 0:
+            return  # read to be scored: whoever asks again wants every position again, and memory is for others
+        for page in range(before, sequence.computed // PAGE_SIZE):
+            self.blocks.remember(sequence.pages[page], sequence.digest(page))
+
+    def trim(self, sequence: Sequence) -> None:
+        """Gives back pages that hold none of its tokens: guesses that were wrong may have needed one."""
+        used = pages_for(sequence.computed)
+        self.blocks.release(sequence.pages[used:])
+        del sequence.pages[used:]
 
 
 def _waits_for_leader(sequence: Sequence) -> bool:

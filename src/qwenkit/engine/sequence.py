@@ -7,6 +7,7 @@ from typing import Any
 
 from qwenkit.core.sampling import SamplingParams
 from qwenkit.engine.blocks import PAGE_SIZE, page_digest
+from qwenkit.engine.lookup import Lookup
 
 
 class Status(Enum):
@@ -28,6 +29,7 @@ class Sequence:
         limit: most tokens the reply may have.
         root: digest of what cached pages depend on besides tokens.
         leader: the sequence whose prompt this one shares (the first of n replies).
+        marks_generated: what is stored for a token depends on whether it is of the prompt or of the reply.
     """
 
     def __init__(
@@ -39,6 +41,7 @@ class Sequence:
         limit: int,
         root: bytes,
         leader: Sequence | None = None,
+        marks_generated: bool = False,
     ) -> None:
         self.number, self.params, self.limit, self.leader = number, params, limit, leader
         self.tokens = list(prompt)
@@ -53,8 +56,11 @@ class Sequence:
         """It has run before, so what it finds in the cache now may be its own work."""
         self.reads_whole_prompt = params.prompt_logprobs is not None
         """Every position of the prompt has to pass through the network."""
+        self.lookup: Lookup | None = None
+        """Guesses of its next tokens, once they are wanted."""
         self.state: Any = None
         """What the engine keeps with it: sampler, text, where deltas go."""
+        self._marks_generated = marks_generated
         self._digests: list[bytes] = [root]
 
     @property
@@ -81,8 +87,16 @@ class Sequence:
         """Digest of the n-th page, all of whose tokens are known."""
         while len(self._digests) <= page + 1:
             at = (len(self._digests) - 1) * PAGE_SIZE
-            self._digests.append(page_digest(self._digests[-1], self.tokens[at : at + PAGE_SIZE]))
+            self._digests.append(page_digest(self._digests[-1], self._content(at, at + PAGE_SIZE)))
         return self._digests[page + 1]
+
+    def _content(self, first: int, end: int) -> list[int]:
+        """What the numbers stored for some tokens depend on."""
+        given = max(self.num_prompt - first, 0)
+        tokens = self.tokens[first:end]
+        if not self._marks_generated or given >= len(tokens):
+            return tokens
+        return tokens[:given] + [~token for token in tokens[given:]]
 
     def full_digests(self, num_tokens: int) -> list[bytes]:
         """Digests of the pages that lie wholly within the first ``num_tokens`` tokens."""

@@ -11,7 +11,7 @@ import os
 import platform
 import shutil
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
 from qwenkit.kernels import cpu, gpu, native
@@ -42,7 +42,9 @@ class Check:
     value: str
     status: Status = "ok"
     hint: str = ""
-    """What to do, where something is to be done."""
+    """What to do, where something is to be done, or why it is so."""
+    numbers: dict[str, float] = field(default_factory=dict)
+    """What is measured or computed, for programs."""
 
 
 def report() -> list[Check]:
@@ -59,9 +61,8 @@ def report() -> list[Check]:
         ("dtype", _dtype),
         ("gpu", _gpus),
         ("gpu kernels", _gpu_kernels),
-        ("network", _decode),
-        ("linear kernel", _linear),
-        ("attention kernel", _attention),
+        ("network", _network),
+        ("kernels", _kernels),
         ("optional packages", _packages),
         ("c compiler", _compiler),
     )
@@ -178,6 +179,27 @@ def _gpu_kernels() -> Check:
     return Check("gpu kernels", f"Triton {_version('triton')}", "ok", "for packed weights; the rest is torch")
 
 
+def _network() -> Check:
+    if problem := native.problem():
+        return Check("network", "torch", "warn", f"several times slower than native: {problem}")
+    return Check(
+        "network", f"native ({native.isa_name()})", "ok", "one call a step, for prompts and for replies"
+    )
+
+
+def _kernels() -> list[Check]:
+    """What multiplies with the weights on the CPU, by how they are kept."""
+    if native.problem():
+        return [_linear(), _attention()]
+    name = f"native ({native.isa_name()})"
+    return [
+        Check("16-bit weights", name, "ok", "bf16 on this CPU, where the model's dtype is auto or bf16")
+        if cpu.cpu_has_bf16()
+        else Check("16-bit weights", name, "ok", "computed in fp32, which this CPU does faster than bf16"),
+        Check("packed weights", name, "ok", "GPTQ, AWQ and GGUF stay packed in memory"),
+    ]
+
+
 def _linear() -> Check:
     import torch
 
@@ -185,27 +207,15 @@ def _linear() -> Check:
     if not is_available():
         return Check("linear kernel", "torch, without oneDNN", "warn", "install a build of torch with oneDNN")
     if not cpu.cpu_has_bf16():
-        return Check("linear kernel", "torch (fp32)", "ok", "for reading prompts")
+        return Check("linear kernel", "torch (fp32)")
     units = "AMX" if "amx_bf16" in (cpu.cpu_features() or ()) else "AVX512-BF16"
-    return Check("linear kernel", f"torch (oneDNN bf16, {units})", "ok", "for reading prompts")
-
-
-def _decode() -> Check:
-    problem = native.problem()
-    if problem:
-        return Check("network", "torch", "warn", f"several times slower than native: {problem}")
-    return Check("network", f"native ({native.isa_name()})", "ok", "one call a step")
+    return Check("linear kernel", f"torch (oneDNN bf16, {units})")
 
 
 def _attention() -> Check:
     import torch
 
-    return Check(
-        "attention kernel",
-        f"torch {torch.nn.functional.scaled_dot_product_attention.__name__}",
-        "ok",
-        "for reading prompts",
-    )
+    return Check("attention kernel", f"torch {torch.nn.functional.scaled_dot_product_attention.__name__}")
 
 
 def _packages() -> list[Check]:

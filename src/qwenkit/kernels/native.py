@@ -18,7 +18,8 @@ from qwenkit.core.errors import InputError, did_you_mean
 
 _log = logging.getLogger("qwenkit")
 _ISAS = ("portable", "avx2", "avx512", "amx")  # in the order of QkIsa
-_ABI_VERSION = 3  # QK_ABI_VERSION of csrc/native.h
+_ABI_VERSION = 4  # QK_ABI_VERSION of csrc/native.h
+AMX = _ISAS.index("amx")
 _NO_MEMORY = 2  # of QkStatus
 MAX_THREADS = 256
 
@@ -33,6 +34,8 @@ class Format(enum.IntEnum):
     BRAIN = 2
     INT4 = 3
     INT8 = 4
+    PANEL4 = 5
+    PANEL8 = 6
 
 
 class Matrix(ctypes.Structure):
@@ -131,8 +134,18 @@ def _load() -> tuple[ctypes.CDLL | None, str]:
             ctypes.c_int32,
             _pointer,
             _pointer,
-            *(ctypes.c_int32,) * 3,
+            *(ctypes.c_int32,) * 4,
         )
+        loaded.qk_int8_product.restype = ctypes.c_int32
+        loaded.qk_int8_product.argtypes = (
+            ctypes.POINTER(Matrix),
+            ctypes.c_int64,
+            _pointer,
+            ctypes.c_int32,
+            _pointer,
+            *(ctypes.c_int32,) * 2,
+        )
+        loaded.qk_int8_product.errcheck = _raise_for  # type: ignore[assignment]
         loaded.qk_forward.errcheck = _raise_for  # type: ignore[assignment]  # ctypes knows no types of arguments
     except (OSError, AttributeError) as error:
         return None, f"{path.name} cannot be loaded ({error}); install qwenkit again"

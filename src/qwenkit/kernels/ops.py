@@ -11,17 +11,23 @@ from torch import Tensor
 
 from qwenkit.kernels import gpu
 from qwenkit.kernels.packed import PackedWeight
+from qwenkit.kernels.panels import PanelWeight
 
 _CHUNK = 2**24  # weights in float32 at once
 
 
-def quant_linear(x: Tensor, weight: PackedWeight) -> Tensor:
+def quant_linear(x: Tensor, weight: PackedWeight | PanelWeight) -> Tensor:
     """x W^T with a packed weight: (..., K) -> (..., N), in the type of ``x``.
 
     Rows are dequantised in float32 and rounded to the type of ``x``, a part at a time. On a GPU Triton's kernels do it
     where they can run and no gradient is wanted.
     """
-    if x.is_cuda and not x.requires_grad and (matmul := gpu.packed_matmul()) is not None:
+    if (
+        x.is_cuda
+        and not x.requires_grad
+        and isinstance(weight, PackedWeight)
+        and (matmul := gpu.packed_matmul()) is not None
+    ):
         return matmul(x, weight)
     rows, columns = weight.shape
     step = max(_CHUNK // columns, 1)

@@ -36,17 +36,18 @@ def from_gguf(raw: Tensor, kind: str) -> PackedWeight:
             f"are blocks of {block} bytes, so fetch the file again"
         )
     blocks = torch.unflatten(raw, 1, (-1, block))
-    codes = blocks[:, :, head:].flatten(1)
+    # Copied in pairs of bytes: several times as fast as single ones, and every block has an even number of them.
+    codes = blocks.view(torch.int16)[:, :, head // 2 :].flatten(1).view(torch.uint8)
     return PackedWeight(
         bits=bits,
         group_size=BLOCK,
         shape=(len(raw), blocks.shape[1] * BLOCK),
         codes=codes ^ 128 if bits == 8 else codes,  # int8 + 128 as uint8
-        scales=_halves(blocks[:, :, :2]),
-        mins=_halves(blocks[:, :, 2:4]) if head == 4 else None,
+        scales=_halves(blocks, 0),
+        mins=_halves(blocks, 1) if head == 4 else None,
     )
 
 
-def _halves(pairs: Tensor) -> Tensor:
-    """(N, g, 2) bytes to (N, g) float16."""
-    return pairs.clone(memory_format=torch.contiguous_format).view(torch.float16).squeeze(-1)
+def _halves(blocks: Tensor, index: int) -> Tensor:
+    """Of the 16-bit numbers that the blocks (N, g, bytes) begin with, the one at ``index``: (N, g) float16."""
+    return blocks.view(torch.int16)[:, :, index].contiguous().view(torch.float16)

@@ -13,10 +13,11 @@ from torch import Tensor, nn
 
 from qwenkit.kernels import ops
 from qwenkit.kernels.packed import PackedWeight
+from qwenkit.kernels.panels import PanelWeight
 
 _CHUNK = 2**24  # numbers converted at once
 
-Stored = Tensor | PackedWeight
+Stored = Tensor | PackedWeight | PanelWeight
 """A matrix (out, in) in any type, or packed."""
 
 
@@ -63,7 +64,7 @@ def rows_of(matrix: Stored, first: int, end: int, dtype: torch.dtype) -> Tensor:
 
 
 def _product(x: Tensor, part: Stored) -> Tensor:
-    if isinstance(part, PackedWeight):
+    if not isinstance(part, Tensor):
         return ops.quant_linear(x, part)
     if part.dtype == x.dtype:
         return F.linear(x, part)

@@ -11,10 +11,12 @@ import array
 import ctypes
 import weakref
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Protocol
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from qwenkit.cache.paged import PagedCache, PagePool
@@ -22,6 +24,7 @@ from qwenkit.core.errors import InputError
 from qwenkit.kernels import native
 from qwenkit.kernels.cpu import usable_cores
 from qwenkit.kernels.packed import BLOCK, PackedWeight
+from qwenkit.kernels.panels import ROWS, PanelWeight
 from qwenkit.layers.linear import Linear
 from qwenkit.layers.lora import PARTS, Adapter
 from qwenkit.layers.quant_linear import QuantLinear, Stored
@@ -30,6 +33,8 @@ from qwenkit.model.transformer import Layer, RMSNorm, Span, Transformer
 
 _TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 _OTHER_TYPES = {torch.float16: native.Format.HALF, torch.bfloat16: native.Format.BRAIN}
+ACTIVATIONS = ("auto", "int8", "float")
+"""What packed weights are multiplied with on the CPU: see LocalOptions.activations."""
 
 
 class Forward(Protocol):
@@ -42,6 +47,10 @@ class Forward(Protocol):
     @property
     def is_deterministic(self) -> bool:
         """Whether a sequence gets the same numbers whatever else is in the call and however it is cut into calls."""
+
+    @property
+    def tells_generated(self) -> bool:
+        """Whether numbers depend on Span.generated."""
 
     def __call__(
         self, token_ids: Sequence[int], spans: Sequence[Span], rows: Sequence[int], *, hidden: bool = False
@@ -62,10 +71,19 @@ class Forward(Protocol):
         """
 
 
-def make_forward(model: Transformer, pool: PagePool) -> Forward:
-    """The native forward where it can be used: on the CPU, with compiled kernels, not in float64; else plain torch."""
+def make_forward(model: Transformer, pool: PagePool, activations: str = "auto") -> Forward:
+    """The native forward where it can be used: on the CPU, with compiled kernels, not in float64; else plain torch.
+
+    Args:
+        model: the network.
+        pool: the pages of all sequences.
+        activations: of a model with weights in panels: int8 for all tokens, or auto: only for those that the model chose
+            where tiles of bfloat16 read prompts faster.
+    """
     library = native.library() if model.device.type == "cpu" and model.dtype in _TYPES else None
-    return PlainForward(model) if library is None else NativeForward(model, pool, library)
+    if library is None:
+        return PlainForward(model)
+    return NativeForward(model, pool, library, int8_prompts=activations == "int8")
 
 
 class PlainForward:
@@ -73,6 +91,7 @@ class PlainForward:
 
     name = "torch"
     is_deterministic = False
+    tells_generated = False
 
     def __init__(self, model: Transformer) -> None:
         self._network = model
@@ -86,7 +105,7 @@ class PlainForward:
         device = self._network.device
         ids, wanted = (torch.tensor(n, dtype=torch.int64, device=device) for n in (token_ids, rows))
         run = self._network.hidden_states if hidden else self._network
-        out: Tensor = run(ids, spans, wanted)
+        out: Tensor = run(ids, _joined(spans), wanted)
         return out.float()
 
 
@@ -95,7 +114,9 @@ class NativeForward:
 
     is_deterministic = True
 
-    def __init__(self, model: Transformer, pool: PagePool, library: ctypes.CDLL) -> None:
+    def __init__(
+        self, model: Transformer, pool: PagePool, library: ctypes.CDLL, *, int8_prompts: bool = False
+    ) -> None:
         if pool.dtype != model.dtype:
             raise InputError(
                 f"a pool of {pool.dtype} does not fit a model of {model.dtype}; make it of the same"
@@ -104,8 +125,10 @@ class NativeForward:
         self._isa = native.isa()
         self._cores = min(usable_cores(), native.MAX_THREADS)  # asking the system takes as long as a layer
         self.name = f"native {native.isa_name()}"
+        """What computes, for people."""
         self._kept: list[object] = []  # what the C structs point to
         self._orders: list[Tensor] = []  # of the parts of one linear layer
+        self._has_panels = False
         self._adapters: weakref.WeakKeyDictionary[Adapter, _NativeAdapter] = weakref.WeakKeyDictionary()
         self._pool = _native_pool(pool)
         config = model.config
@@ -129,6 +152,9 @@ class NativeForward:
             head=self._head(model),
             layer=layers,
         )
+        self.tells_generated = self._has_panels and not int8_prompts and self._isa == native.AMX
+        if self._has_panels:
+            self.name += ", int8 activations behind prompts" if self.tells_generated else ", int8 activations"
 
     def _head(self, model: Transformer) -> native.Matrix:
         if model.head.bias is not None or len(model.head.parts) != 1:
@@ -150,7 +176,13 @@ class NativeForward:
 
     def _linear(self, linear: Linear | QuantLinear, rows: int, columns: int) -> native.Linear:
         self._orders.clear()
-        parts = (native.Matrix * len(linear.parts))(*(self._matrix(part, columns) for part in linear.parts))
+        matrices, row = [], 0
+        for part in linear.parts:
+            # Rows are handed out in whole panels, counted from the first of the layer.
+            fits = not isinstance(part, PanelWeight) or row % ROWS == 0
+            matrices.append(self._matrix(part if fits else _as_rows(part), columns))
+            row += part.shape[0]
+        parts = (native.Matrix * len(matrices))(*matrices)
         self._kept.append(parts)
         assert sum(part.rows for part in parts) == rows, "a layer's parts have other sizes than the network"
         assert linear.bias is None or linear.bias.dtype == self._network.dtype
@@ -158,7 +190,7 @@ class NativeForward:
 
     def _matrix(self, stored: Stored, columns: int) -> native.Matrix:
         assert stored.shape[1] == columns, "a matrix has another width than the network"
-        if isinstance(stored, PackedWeight):
+        if not isinstance(stored, Tensor):
             return self._packed(stored)
         if stored.dtype == self._network.dtype:
             kind = native.Format.DENSE
@@ -170,7 +202,7 @@ class NativeForward:
             )
         return native.Matrix(format=kind, rows=len(stored), data=self._address(stored))
 
-    def _packed(self, weight: PackedWeight) -> native.Matrix:
+    def _packed(self, weight: PackedWeight | PanelWeight) -> native.Matrix:
         rows, columns = weight.shape
         assert columns % BLOCK == 0
         assert weight.group_size % 16 == 0 or weight.group_size >= columns
@@ -178,8 +210,12 @@ class NativeForward:
         if order is not None:  # activations are put in order once for each address
             order = next((known for known in self._orders if torch.equal(known, order)), order)
             self._orders.append(order)
+        four, eight = native.Format.INT4, native.Format.INT8
+        if isinstance(weight, PanelWeight):
+            self._has_panels = True
+            four, eight = native.Format.PANEL4, native.Format.PANEL8
         return native.Matrix(
-            format=native.Format.INT4 if weight.bits == 4 else native.Format.INT8,
+            format=four if weight.bits == 4 else eight,
             rows=rows,
             group=weight.group_size,
             data=self._address(weight.codes),
@@ -202,8 +238,48 @@ class NativeForward:
         self, token_ids: Sequence[int], spans: Sequence[Span], rows: Sequence[int], *, hidden: bool = False
     ) -> Tensor:
         """See Forward."""
+        _check(token_ids, spans, rows, self._network.config.vocab_size)
+        joined = _joined(spans)
+        if not self.tells_generated:
+            return self._run(token_ids, joined, rows, hidden=hidden, int8=self._has_panels)
+        for span in joined:
+            self._paged(span).check_room(span.count)
+        kinds = {span.generated for span in spans}
+        if len(kinds) == 1:
+            return self._run(token_ids, spans, rows, hidden=hidden, int8=kinds == {True})
+        return self._run_apart(token_ids, spans, rows, hidden=hidden)
+
+    def _run_apart(
+        self, token_ids: Sequence[int], spans: Sequence[Span], rows: Sequence[int], *, hidden: bool
+    ) -> Tensor:
+        """Tokens of prompts, then those that the model chose: what they are computed with must not depend on each other."""
         config = self._network.config
-        _check(token_ids, spans, rows, config.vocab_size)
+        out = torch.empty(len(rows), config.hidden_size if hidden else config.vocab_size)
+        kind_of = np.repeat([span.generated for span in spans], [span.count for span in spans])
+        ids, wanted = np.array(token_ids, dtype=np.int64), np.array(rows, dtype=np.int64)
+        for generated in (False, True):
+            own = kind_of == generated
+            here = np.flatnonzero(own[wanted]) if len(wanted) else wanted
+            numbers = np.cumsum(own) - 1  # of each token among its kind
+            out[here] = self._run(
+                ids[own],
+                [span for span in spans if span.generated == generated],
+                numbers[wanted[here]],
+                hidden=hidden,
+                int8=generated,
+            )
+        return out
+
+    def _run(
+        self,
+        token_ids: Sequence[int] | NDArray[np.int64],
+        spans: Sequence[Span],
+        rows: Sequence[int] | NDArray[np.int64],
+        *,
+        hidden: bool,
+        int8: bool,
+    ) -> Tensor:
+        config = self._network.config
         structs = (native.Span * len(spans))()
         keep = [self._span(out, span) for out, span in zip(structs, spans, strict=True)]
         ids, wanted = np.array(token_ids, dtype=np.int64), np.array(rows, dtype=np.int64)
@@ -219,6 +295,7 @@ class NativeForward:
             wanted.ctypes.data,
             out.data_ptr(),
             hidden,
+            int8,
             threads,
             self._isa,
         )
@@ -228,13 +305,17 @@ class NativeForward:
             span.cache.advance(span.count)
         return out
 
-    def _span(self, out: native.Span, span: Span) -> tuple[object, ...]:
-        """Fills the C struct of one span; what is returned must live through the call."""
+    def _paged(self, span: Span) -> PagedCache:
         cache = span.cache
         if not isinstance(cache, PagedCache) or cache.pool is not self._pages:
             raise InputError(
                 "a cache of another pool was given; use pages of the pool this forward was made for"
             )
+        return cache
+
+    def _span(self, out: native.Span, span: Span) -> tuple[object, ...]:
+        """Fills the C struct of one span; what is returned must live through the call."""
+        cache = self._paged(span)
         cache.check_room(span.count)
         pages = array.array("i", cache.pages)
         position = cache.offset + cache.length
@@ -255,6 +336,21 @@ class NativeForward:
         if found is None:
             found = self._adapters[adapter] = _NativeAdapter(adapter, self._network.dtype)
         return found
+
+
+def _as_rows(part: Stored) -> Stored:
+    return part.rows(0, part.shape[0]) if isinstance(part, PanelWeight) else part
+
+
+def _joined(spans: Sequence[Span]) -> list[Span]:
+    """With neighbours of one sequence in one."""
+    joined: list[Span] = []
+    for span in spans:
+        if joined and joined[-1].cache is span.cache:
+            joined[-1] = replace(span, count=joined[-1].count + span.count)
+        else:
+            joined.append(span)
+    return joined
 
 
 class _NativeAdapter:

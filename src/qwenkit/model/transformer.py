@@ -33,6 +33,8 @@ class Span:
     count: int
     adapter: Adapter | None = None
     """LoRA weights of this sequence; None: the model alone."""
+    generated: bool = False
+    """Whether the model itself chose these tokens: packed weights may then be computed with in another precision."""
 
 
 @dataclass(frozen=True, slots=True)

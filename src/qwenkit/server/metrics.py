@@ -125,3 +125,11 @@ class Metrics(Collector):
             "qwenkit_preemptions", "Replies that lost their cache to others.", stats.preemptions
         )
         yield CounterMetricFamily("qwenkit_engine_steps", "Steps of the engine.", stats.steps)
+        guesses = CounterMetricFamily(
+            "qwenkit_speculative_tokens",
+            "Tokens guessed by speculative decoding, and those that were right.",
+            labels=["kind"],
+        )
+        for kind, count in (("proposed", stats.proposed_tokens), ("accepted", stats.accepted_tokens)):
+            guesses.add_metric([kind], count)
+        yield guesses

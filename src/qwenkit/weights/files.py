@@ -58,6 +58,10 @@ class TensorStore(Protocol):
     def tensors(self) -> Mapping[str, TensorInfo]:
         """Name to header entry."""
 
+    @property
+    def sources(self) -> Mapping[Path, os.stat_result]:
+        """The files, and what the system said of each when it was opened."""
+
     def read(self, name: str, out: Tensor, first_row: int = 0) -> None:
         """Fills ``out`` (contiguous) with the tensor's rows from ``first_row`` on, converting to its dtype and device.
 
@@ -105,6 +109,7 @@ class SafetensorsFile:
         except OSError as error:
             raise CheckpointError(f"{path} cannot be opened: {error.strerror}") from error
         try:
+            self.sources: Mapping[Path, os.stat_result] = {path: os.fstat(self._fd)}
             self._data_start, entries = self._read_header()
             self._offsets = {name: entry[1] for name, entry in entries.items()}
             self.tensors: Mapping[str, TensorInfo] = {name: entry[0] for name, entry in entries.items()}
@@ -198,6 +203,7 @@ class BinFile:
         # Mapped: pages are read when a tensor is copied out, and dropped with the file.
         mapped = zipfile.is_zipfile(path)
         try:
+            self.sources: Mapping[Path, os.stat_result] = {path: path.stat()}
             state = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
         except pickle.UnpicklingError as error:
             reason = str(error).split("\n", 1)[0]
@@ -253,6 +259,9 @@ class ShardedStore:
                     f"{files[file_name].path} lacks tensor {name!r} that the index places there; fetch it again"
                 )
         self.tensors: Mapping[str, TensorInfo] = {n: f.tensors[n] for n, f in self._home.items()}
+        self.sources: Mapping[Path, os.stat_result] = {
+            p: s for f in files.values() for p, s in f.sources.items()
+        }
 
     def read(self, name: str, out: Tensor, first_row: int = 0) -> None:
         """See TensorStore.read."""

@@ -57,6 +57,19 @@ class _Cursor:
         start = self.need(length, what)
         return self.data[start : start + length].decode("utf-8", errors="replace")
 
+    def texts(self, count: int, what: str) -> list[str]:
+        """Several texts; vocabularies have hundreds of thousands, so nothing else is done for each."""
+        length_at, data, at, found = struct.Struct("<Q").unpack_from, self.data, self.at, []
+        for _ in range(count):
+            start = at + 8
+            if start > self.size or start + length_at(data, at)[0] > self.size:
+                self.at = at
+                self.text(what)  # says what is missing
+            at = start + length_at(data, at)[0]
+            found.append(data[start:at].decode("utf-8", errors="replace"))
+        self.at = at
+        return found
+
     def value(self, kind: int, what: str, depth: int = 0) -> Any:
         if kind in _SCALARS:
             return self.scalar(_SCALARS[kind], what)
@@ -71,6 +84,8 @@ class _Cursor:
             return np.frombuffer(self.data, dtype="<" + code, count=count, offset=start).copy()
         if count * 8 > self.size - self.at:  # a string or an array takes 8 bytes at least
             raise CheckpointError(f"{self.path} is truncated or damaged: {what} claims {count} entries")
+        if inner == _STRING:
+            return self.texts(count, what)
         return [self.value(inner, what, depth + 1) for _ in range(count)]
 
 
@@ -91,7 +106,8 @@ class GgufFile:
         self.tensors: Mapping[str, TensorInfo] = {}
         self._offsets: dict[str, int] = {}
         try:
-            size = os.fstat(self._fd).st_size
+            self.sources: Mapping[Path, os.stat_result] = {path: os.fstat(self._fd)}
+            size = self.sources[path].st_size
             if size < 24:
                 raise CheckpointError(f"{path} has {size} bytes, too few for a GGUF file; fetch it again")
             with mmap.mmap(self._fd, 0, access=mmap.ACCESS_READ) as data:

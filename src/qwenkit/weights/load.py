@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 import math
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
@@ -20,12 +20,14 @@ from qwenkit.config.model import ModelConfig
 from qwenkit.core.errors import CheckpointError, InputError
 from qwenkit.kernels.cpu import release_freed_memory, usable_cores, use_large_pages
 from qwenkit.kernels.packed import PackedWeight, stack_rows
+from qwenkit.kernels.panels import ROWS, PanelWeight
 from qwenkit.layers.linear import Linear
 from qwenkit.layers.quant_linear import QuantEmbedding, QuantLinear, Stored
 from qwenkit.model.transformer import Transformer
 from qwenkit.weights.checkpoint import Checkpoint
 from qwenkit.weights.files import TensorStore
 from qwenkit.weights.gguf import GgufFile
+from qwenkit.weights.packed_cache import packed_cache
 from qwenkit.weights.plan import Parameter, Part, make_plan, surplus_biases
 from qwenkit.weights.quantised import (
     ROUNDED,
@@ -40,7 +42,8 @@ HEADS = ("auto", "int8")
 """What the output head may be kept in: as the checkpoint has it, or rounded to 8 bits."""
 
 _ALIGN = 64  # bytes; every tensor starts on a cache line
-_PACKED_WORKERS = 2  # each needs memory for the layer it rearranges
+_WORKERS = 8
+_FOLDER_WORKERS = 4  # each needs memory for the layer it rearranges
 _LARGE = 2**27  # bytes of a model whose loading leaves freed memory worth handing back
 _TENSORS = ("codes", "scales", "zeros", "mins", "order")
 
@@ -56,7 +59,9 @@ def build_model(
     config: ModelConfig | None = None,
     on_progress: Callable[[int, int], None] | None = None,
     packed: bool = True,
+    panels: bool = False,
     head: str = "auto",
+    cached: bool = False,
 ) -> Transformer:
     """The network with the checkpoint's weights.
 
@@ -67,7 +72,9 @@ def build_model(
         config: overrides the checkpoint's configuration (windows, context); sizes must be the same.
         on_progress: called with (bytes done, bytes in all) of the network in memory.
         packed: False turns packed weights into numbers of ``dtype``.
+        panels: rearranges packed weights for the CPU kernels, whose products then round activations to 8 bits.
         head: one of HEADS; int8 rounds an output head that is not packed to 8 bits.
+        cached: keeps what is in panels in the user's cache folder, and takes it from there.
 
     Raises:
         CheckpointError: a tensor is missing, unexpected, damaged or of the wrong shape.
@@ -80,35 +87,58 @@ def build_model(
         model = Transformer(config or checkpoint.config)
     plan = make_plan(checkpoint, model.config, dtype=dtype, packed=packed, head=head)
     _check_surplus_biases(checkpoint, plan)
-    source = _Source(checkpoint, plan, device, dtype)
-    total, done = sum(p.nbytes(dtype) for p in plan.values()), 0
-    most = _PACKED_WORKERS if checkpoint.quant else 8
-    with ThreadPoolExecutor(max_workers=min(usable_cores(), most)) as pool:
-        jobs = {name: pool.submit(source.load, parameter) for name, parameter in plan.items()}
-        try:
-            for name, job in jobs.items():
-                _install(model, name, job.result(), is_plain=plan[name].is_plain, dtype=dtype)
-                done += plan[name].nbytes(dtype)
-                if on_progress:
-                    on_progress(done, total)
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
+    # An embedding alone is only looked up, row by row.
+    looked_up = () if model.config.tie_embeddings else ("embed.weight",)
+    in_panels = frozenset(plan).difference(looked_up) if panels else frozenset[str]()
+    cache = packed_cache(checkpoint, plan, in_panels, dtype) if cached and device.type == "cpu" else None
+    found = cache.read(lambda size: _block(size, device), on_progress) if cache is not None else None
+    if found is None or found.keys() != plan.keys():
+        source = _Source(checkpoint, plan, device, dtype)
+        found = _load_all(source, plan, in_panels, on_progress)
+        if cache is not None:
+            cache.write(found)
+    for name in plan:
+        _install(model, name, found[name], is_plain=plan[name].is_plain, dtype=dtype)
     if model.config.tie_embeddings:
         _tie(model)
-    if checkpoint.quant and total > _LARGE:
+    if checkpoint.quant and sum(p.nbytes(dtype) for p in plan.values()) > _LARGE:
         release_freed_memory()
     return model.eval()
+
+
+def _load_all(
+    source: _Source,
+    plan: Mapping[str, Parameter],
+    in_panels: frozenset[str],
+    on_progress: Callable[[int, int], None] | None,
+) -> dict[str, tuple[Stored, ...]]:
+    """Every parameter, large ones first so that no thread is left with one at the end."""
+    sizes = {name: parameter.nbytes(source.dtype) for name, parameter in plan.items()}
+    total, done = sum(sizes.values()), 0
+    most = _FOLDER_WORKERS if source.reads_whole_matrices else _WORKERS
+    threads, found = torch.get_num_threads(), {}
+    # Each worker computes alone: teams of threads inside them would wait for one another.
+    pool = ThreadPoolExecutor(min(usable_cores(), most), initializer=torch.set_num_threads, initargs=(1,))
+    try:
+        ordered = sorted(plan, key=lambda name: -sizes[name])
+        jobs = [pool.submit(source.load, plan[name], panels=name in in_panels) for name in ordered]
+        for name, job in zip(ordered, jobs, strict=True):
+            found[name] = job.result()
+            done += sizes[name]
+            if on_progress:
+                on_progress(done, total)
+    finally:
+        pool.shutdown(cancel_futures=True)
+        torch.set_num_threads(threads)  # what the workers set would hold for every thread started later
+    return found
 
 
 class _Room:
     """One block of memory for all weights: no gaps between them, and large pages where the system has them."""
 
     def __init__(self, size: int, device: torch.device) -> None:
-        self._block = torch.empty(size, dtype=torch.uint8, device=device)
+        self._block = _block(size, device)
         self._at, self._lock = 0, threading.Lock()
-        if device.type == "cpu":
-            use_large_pages(self._block.data_ptr(), size)
 
     def empty(self, shape: Sequence[int], *, dtype: torch.dtype) -> Tensor:
         """A tensor in the block, or beside it once the block is full."""
@@ -121,6 +151,14 @@ class _Room:
         return self._block[start : start + size].view(dtype).view(*shape)
 
 
+def _block(size: int, device: torch.device) -> Tensor:
+    """Bytes in large pages where the system has them."""
+    block = torch.empty(size, dtype=torch.uint8, device=device)
+    if device.type == "cpu":
+        use_large_pages(block.data_ptr(), size)
+    return block
+
+
 def _aligned(size: int) -> int:
     return -(-size // _ALIGN) * _ALIGN
 
@@ -131,7 +169,8 @@ class _Source:
     def __init__(
         self, checkpoint: Checkpoint, plan: Mapping[str, Parameter], device: torch.device, dtype: torch.dtype
     ) -> None:
-        self._store, self._quant, self._dtype = checkpoint.store, checkpoint.quant, dtype
+        self._store, self._quant, self.dtype = checkpoint.store, checkpoint.quant, dtype
+        self.reads_whole_matrices = checkpoint.quant is not None and not isinstance(self._store, GgufFile)
         # A packed matrix consists of up to four tensors, each on its own cache line.
         gaps = 4 * _ALIGN * sum(len(p.parts) for p in plan.values())
         self._room = _Room(sum(p.nbytes(dtype) for p in plan.values()) + gaps, device)
@@ -139,29 +178,50 @@ class _Source:
         gptq = ((p.module, p.form) for p in parts if p.form is not None and p.form.layout == "gptq")
         self._version = gptq_version(checkpoint.path, self._store, gptq, self._quant)
 
-    def load(self, parameter: Parameter) -> tuple[Stored, ...]:
-        """The parameter's parts; a plain one is one tensor."""
+    def load(self, parameter: Parameter, *, panels: bool = False) -> tuple[Stored, ...]:
+        """The parameter's parts, packed ones in panels where that is asked for and goes; a plain one is one tensor."""
         if parameter.is_plain:
-            out, at = self._room.empty(parameter.shape, dtype=self._dtype), 0
+            out, at = self._room.empty(parameter.shape, dtype=self.dtype), 0
             for part in parameter.parts:
                 self._fill(part, out[at : at + part.shape[0]])
                 at += part.shape[0]
             return (out,)
         first = parameter.parts[0]
-        if len(parameter.parts) == 1 and first.form is not None:
+        if len(parameter.parts) == 1 and first.form is not None and not panels:
             return (self._packed(first, first.form, self._room.empty),)
+        if panels and (streamed := self._streamed(parameter.parts)) is not None:
+            return (streamed,)
         found: list[Stored] = []
         for part in parameter.parts:
             form = part.form
             found.append(self._numbers(part) if form is None else self._packed(part, form, torch.empty))
         packed = [part for part in found if isinstance(part, PackedWeight)]
-        if len(packed) == len(found) and (whole := stack_rows(packed)) is not None:
-            found = [whole]
-        return tuple(part if isinstance(part, Tensor) else _copied(part, self._room.empty) for part in found)
+        if len(packed) == len(found):
+            whole = (_joined(packed, self._room.empty) if panels else None) or stack_rows(packed)
+            found = found if whole is None else [whole]
+        return tuple(self._kept(part, panels=panels) for part in found)
+
+    def _streamed(self, parts: Sequence[Part]) -> PanelWeight | None:
+        """Parts of one form in panels, where they are read in pieces of rows: each is rearranged while in the cache."""
+        form = parts[0].form
+        if form is None or form.has_zeros or form.is_sorted or any(p.form != form for p in parts):
+            return None
+        in_pieces = form.layout == ROUNDED or isinstance(self._store, GgufFile)
+        if not in_pieces or any(part.shape[0] % ROWS for part in parts):
+            return None
+        pieces = (piece for part in parts for piece in self._read(part, form))
+        return _in_panels(pieces, sum(part.shape[0] for part in parts), self._room.empty)
+
+    def _kept(self, part: Stored, *, panels: bool) -> Stored:
+        """A part in the memory that is kept."""
+        if not isinstance(part, PackedWeight):
+            return part  # read into its place
+        in_panels = PanelWeight.of(part, self._room.empty) if panels else None
+        return in_panels or _copied(part, self._room.empty)
 
     def _numbers(self, part: Part) -> Tensor:
         """A part that is not packed, beside others that are, or in a type of its own."""
-        out = self._room.empty(part.shape, dtype=part.kept or self._dtype)
+        out = self._room.empty(part.shape, dtype=part.kept or self.dtype)
         self._fill(part, out)
         return out
 
@@ -228,6 +288,28 @@ def with_head(model: Transformer, checkpoint: Checkpoint, head: str) -> Transfor
     other._modules = dict(model._modules)
     _install(other, "head.weight", source.load(parameter), is_plain=parameter.is_plain, dtype=model.dtype)
     return other
+
+
+def _joined(parts: Sequence[PackedWeight], empty: _Empty) -> PanelWeight | None:
+    """The parts below one another in panels, or None where their forms do not allow it."""
+    form = stack_rows([part.rows(0, 0) for part in parts])
+    if form is None or any(part.shape[0] % ROWS for part in parts):
+        return None
+    return _in_panels(parts, sum(part.shape[0] for part in parts), empty, form)
+
+
+def _in_panels(
+    pieces: Iterable[PackedWeight], rows: int, empty: _Empty, form: PackedWeight | None = None
+) -> PanelWeight | None:
+    """Pieces of ``rows`` rows in all, each in whole panels and the form of the first unless one is given."""
+    whole, at = None, 0
+    for piece in pieces:
+        whole = whole or PanelWeight.room(form or piece, rows, empty)
+        if whole is None:
+            return None
+        whole.put(piece, at)
+        at += piece.shape[0]
+    return whole
 
 
 def _like(piece: PackedWeight, rows: int, empty: _Empty) -> PackedWeight:

@@ -15,7 +15,6 @@ from torch import Tensor
 from qwenkit.cache.paged import PAGE_SIZE, page_bytes
 from qwenkit.config.model import ModelConfig
 from qwenkit.core.errors import InputError
-from qwenkit.kernels.packed import PackedWeight
 from qwenkit.layers.quant_linear import QuantEmbedding, QuantLinear
 from qwenkit.model.transformer import Transformer
 from qwenkit.weights.checkpoint import Checkpoint, open_checkpoint
@@ -181,7 +180,7 @@ def _tensors(model: Transformer) -> Iterator[Tensor]:
         if isinstance(module, QuantEmbedding):
             stored = (module.table,)
         for part in stored:
-            if isinstance(part, PackedWeight):
+            if not isinstance(part, Tensor):
                 named = (part.codes, part.scales, part.zeros, part.mins, part.order)
                 yield from (t for t in named if t is not None)
             else:

@@ -19,13 +19,16 @@ from torch import Tensor
 from qwenkit.config.quant import QuantConfig
 from qwenkit.core.errors import CheckpointError, UnsupportedModelError
 from qwenkit.kernels.packed import BLOCK, PackedWeight
+from qwenkit.kernels.panels import ROWS
 from qwenkit.layers import packing
 from qwenkit.layers.packing_gguf import from_gguf
 from qwenkit.weights.files import TensorInfo, TensorStore
 from qwenkit.weights.gguf import GgufFile
 
 _log = logging.getLogger("qwenkit")
-_CHUNK = 2**22  # weights that are read and converted at once where rows can be read apart
+_CHUNK = (
+    2**20
+)  # weights that are read and converted at once where rows can be read apart: they stay in the cache
 _VERSIONS = {"gptq": 1, "gptq_v2": 2}
 BITS_IN_GGUF = {"Q4_0": 4, "Q4_1": 4, "Q8_0": 8}
 """Of the block types that stay packed."""
@@ -237,9 +240,14 @@ def read_from_gguf(file: GgufFile, name: str, form: Form, rows: Tensor | None) -
     if rows is not None:
         yield from_gguf(file.read_blocks(name, 0, count)[rows], form.layout)
         return
-    step = max(_CHUNK // columns, 1)
+    step = _rows_at_once(columns)
     for at in range(0, count, step):
         yield from_gguf(file.read_blocks(name, at, min(step, count - at)), form.layout)
+
+
+def _rows_at_once(columns: int) -> int:
+    """Rows of a piece, a multiple of those of a panel."""
+    return max(_CHUNK // columns // ROWS, 1) * ROWS
 
 
 def read_rounded(store: TensorStore, name: str, form: Form) -> Iterator[PackedWeight]:
@@ -250,7 +258,7 @@ def read_rounded(store: TensorStore, name: str, form: Form) -> Iterator[PackedWe
     """
     count, columns = store.tensors[name].shape
     size = form.group_size or columns
-    step = max(_CHUNK // columns, 1)
+    step = _rows_at_once(columns)
     for at in range(0, count, step):
         values = torch.empty(min(step, count - at), columns)
         store.read(name, values, at)

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import inspect
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, Any
 
 import pytest
 import typer
 from typer.testing import CliRunner
 
-from qwenkit.cli.options import ModelOptions, SamplingOptions, spread
+from qwenkit.cli import loading
+from qwenkit.cli.main import app
+from qwenkit.cli.options import ModelOptions, SamplingOptions, ServerOptions, SpeculativeOptions, spread
 from qwenkit.core.errors import InputError
 from qwenkit.core.types import SamplingParams
 
@@ -59,3 +62,42 @@ def test_spread_signature_has_every_option_once() -> None:
     names = list(inspect.signature(spread(command)).parameters)
     assert len(names) == len(set(names))
     assert {"model", "device", "temperature", "greedy"} <= set(names)
+
+
+def test_speculation_reaches_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    given: dict[str, object] = {}
+
+    class Noted:
+        def __init__(self, model: str, **options: object) -> None:
+            given.update(options)
+
+    monkeypatch.setattr("qwenkit.llm.LLM", Noted)
+    monkeypatch.setattr(loading, "fetch", lambda model: None)
+    loading.open_llm(ModelOptions())
+    assert (given["speculative"], given["speculative_tokens"]) == ("off", None)
+    loading.open_llm(
+        ModelOptions(), speculation=SpeculativeOptions(speculative="ngram", speculative_tokens=3)
+    )
+    assert (given["speculative"], given["speculative_tokens"]) == ("ngram", 3)
+
+
+@pytest.mark.parametrize(
+    "given", [{"speculative": "ngram"}, {"speculative_tokens": 3}], ids=lambda g: next(iter(g))
+)
+def test_speculation_is_not_for_a_server_elsewhere(given: dict[str, Any]) -> None:
+    name = next(iter(given)).replace("_", "-")
+    with pytest.raises(InputError, match=f"--{name} is for a model in this process"):
+        loading.open_remote(
+            ServerOptions(server="http://localhost:1"),
+            ModelOptions(),
+            speculation=SpeculativeOptions(**given),
+            is_model_named=False,
+        )
+
+
+@pytest.mark.parametrize("command", [["chat", "hi"], ["generate", "hi"], ["serve", "--port", "0"]])
+def test_an_unknown_kind_of_speculation_is_named(command: list[str], smollm2_gguf: Path) -> None:
+    arguments = [*command, "-m", str(smollm2_gguf), "--speculative", "draft"]
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 2
+    assert "speculative='draft' is not known; use off or ngram" in result.output

@@ -48,7 +48,9 @@ def _reports(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         qwenkit.weights.inspect, "inspect_model", lambda model: types.SimpleNamespace(**facts)
     )
+    speed = qwenkit.kernels.doctor.Check("memory read", "20.0 GB/s", numbers={"bytes_per_second": 2e10})
     monkeypatch.setattr(qwenkit.weights.doctor, "report", lambda: [check])
+    monkeypatch.setattr(qwenkit.weights.doctor, "speed_report", lambda: [speed])
 
 
 @pytest.mark.usefixtures("_reports")
@@ -69,7 +71,11 @@ def test_doctor(capsys: pytest.CaptureFixture[str]) -> None:
     text = capsys.readouterr().out
     assert "missing" in text
     assert "'qwenkit[hub]'" in text
+    assert "20.0 GB/s" in text
     doctor(as_json=True)
-    [row] = json.loads(capsys.readouterr().out)
+    row, speed = json.loads(capsys.readouterr().out)
     assert row["name"] == "modelscope"
     assert row["status"] == "missing"
+    assert speed["numbers"] == {"bytes_per_second": 2e10}
+    doctor(no_speed=True)
+    assert "GB/s" not in capsys.readouterr().out

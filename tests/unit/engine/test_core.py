@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -18,17 +18,25 @@ from qwenkit.engine.blocks import PAGE_SIZE, BlockManager, root_digest
 from qwenkit.engine.core import EngineCore
 from qwenkit.engine.scheduler import Scheduler
 from qwenkit.engine.sequence import Sequence as Reading
-from tests.unit.engine.fake_runner import VOCAB, FakeRunner, next_token
+from tests.unit.engine.fake_runner import VOCAB, FakeRunner, next_token, repeating_token
 
 
 class World:
     """An engine core over the fake runner, and everything it delivered."""
 
     def __init__(
-        self, num_pages: int = 64, max_running: int = 4, budget: int = 64, caching: bool = True
+        self,
+        num_pages: int = 64,
+        max_running: int = 4,
+        budget: int = 64,
+        caching: bool = True,
+        *,
+        draft: int = 0,
+        says: Callable[[Sequence[int]], int] = next_token,
     ) -> None:
-        self.runner, self.blocks = FakeRunner(), BlockManager(num_pages, caching=caching)
-        scheduler = Scheduler(self.blocks, max_running=max_running, max_step_tokens=budget)
+        self.runner, self.blocks = FakeRunner(says), BlockManager(num_pages, caching=caching)
+        self.budget = max(budget, max_running)
+        scheduler = Scheduler(self.blocks, max_running=max_running, max_step_tokens=budget, max_draft=draft)
         model = EngineModel(
             tokenizer=None, vocab_size=VOCAB, context_length=4096, end_ids=(), ntk_length=None, explain=str
         )
@@ -39,6 +47,7 @@ class World:
             scheduler,
             deliver=lambda sequence, delta: self.got.setdefault(sequence.number, []).append(delta),
             explain=lambda tokens: "numbers are gone",
+            clock=lambda: 0.0,  # so that what is guessed does not depend on the time of day
         )
         self.got: dict[int, list[Delta | BaseException]] = {}
         self.sequences: list[Reading] = []
@@ -74,10 +83,12 @@ class World:
         return [i for d in deltas if isinstance(d, Delta) for i in d.token_ids]
 
 
-def expected(prompt: Sequence[int], count: int) -> list[int]:
+def expected(
+    prompt: Sequence[int], count: int, says: Callable[[Sequence[int]], int] = next_token
+) -> list[int]:
     tokens = list(prompt)
     for _ in range(count):
-        tokens.append(next_token(tokens))
+        tokens.append(says(tokens))
     return tokens[len(prompt) :]
 
 
@@ -221,11 +232,21 @@ def test_what_is_only_scored_leaves_nothing_in_the_cache() -> None:
     max_running=st.integers(1, 6),
     budget=st.integers(1, 80),
     caching=st.booleans(),
+    draft=st.sampled_from([0, 0, 1, 7, 40]),
+    says=st.sampled_from([next_token, repeating_token]),
 )
-def test_random_days(seed: int, num_pages: int, max_running: int, budget: int, caching: bool) -> None:
+def test_random_days(
+    seed: int,
+    num_pages: int,
+    max_running: int,
+    budget: int,
+    caching: bool,
+    draft: int,
+    says: Callable[[Sequence[int]], int],
+) -> None:
     """Requests of all sizes come and go, some are aborted; all others get exactly what they get alone."""
     chance = random.Random(seed)
-    world = World(num_pages, max_running, budget, caching)
+    world = World(num_pages, max_running, budget, caching, draft=draft, says=says)
     beginnings = [[chance.randrange(VOCAB) for _ in range(chance.randrange(1, 70))] for _ in range(3)]
     aborted: set[int] = set()
     for _ in range(chance.randrange(5, 40)):
@@ -253,7 +274,8 @@ def test_random_days(seed: int, num_pages: int, max_running: int, budget: int, c
         assert _is_over(world, sequence)
         count = len(world.tokens(sequence.number))
         assert count == sequence.limit
-        assert world.tokens(sequence.number) == expected(sequence.tokens[: sequence.num_prompt], count)
+        assert world.tokens(sequence.number) == expected(sequence.tokens[: sequence.num_prompt], count, says)
+    assert all(sum(count for _, count in step) <= world.budget for step in world.runner.steps)
 
 
 def _is_over(world: World, sequence: Reading) -> bool:
@@ -286,3 +308,118 @@ def test_a_failing_reply_takes_those_of_its_request_along_and_nobody_else(fails_
     assert isinstance(world.got[1][-1], Exception)
     assert 2 not in world.got
     assert world.blocks.num_used == 0
+
+
+def counting(tokens: Sequence[int]) -> int:
+    """A model whose replies are easy to guess."""
+    return (tokens[-1] + 1) % 10
+
+
+class TestGuesses:
+    """Tokens that were guessed, computed behind the last one, and kept as long as they are what is chosen."""
+
+    def test_fewer_steps_and_the_same_tokens(self) -> None:
+        world = World(draft=7, says=counting)
+        world.add(list(range(10)) * 3, max_tokens=65)
+        world.run()
+        assert world.tokens(0) == [i % 10 for i in range(65)]
+        counters = world.core.counters
+        assert counters.steps == 1 + 9  # the prompt, and up to eight tokens a step
+        assert (counters.proposed_tokens, counters.accepted_tokens) == (55, 55)
+        assert counters.generated_tokens == 65
+        assert world.blocks.num_used == 0
+
+    def test_every_token_is_told_of_as_without_guesses(self) -> None:
+        plain, guessing = World(says=repeating_token), World(draft=7, says=repeating_token)
+        for world in (plain, guessing):
+            world.add([1, 2, 3], max_tokens=80)
+            world.run()
+        assert guessing.got[0] == plain.got[0]
+        assert guessing.core.counters.steps < plain.core.counters.steps
+
+    def test_wrong_guesses_leave_nothing_behind(self) -> None:
+        """Their pages are given back, and none of their content is ever found by others."""
+        world = World(draft=7, says=repeating_token)
+        (sequence,) = world.add([1, 2, 3, 4, 5, 6] * 5, max_tokens=300)
+        while not world.core.scheduler.is_idle:
+            world.core.step()
+            world.blocks.check()
+            assert len(sequence.pages) == -(-sequence.computed // PAGE_SIZE)
+        counters = world.core.counters
+        assert 0 < counters.accepted_tokens < counters.proposed_tokens
+        # Whatever is found in the cache now is checked against the tokens by the runner.
+        (again,) = world.add(sequence.tokens, max_tokens=5)
+        world.run()
+        assert again.cached == (len(sequence.tokens) - 1) // PAGE_SIZE * PAGE_SIZE
+
+    def test_a_reply_is_never_longer_than_it_may_be(self) -> None:
+        for limit in range(1, 12):
+            world = World(draft=7, says=counting)
+            world.add(list(range(10)) * 2, max_tokens=limit)
+            world.run()
+            assert len(world.tokens(0)) == limit
+            computed = sum(count for step in world.runner.steps for _, count in step)
+            assert computed == 20 + limit - 1, "its last token is not computed, nor anything behind it"
+
+    def test_a_reply_that_stops_among_right_guesses(self) -> None:
+        world = World(draft=7, says=counting)
+        world.add(list(range(10)) * 2, max_tokens=50, stop_token_ids=[4])
+        world.run()
+        assert world.tokens(0) == [0, 1, 2, 3, 4]
+        assert world.blocks.num_used == 0
+
+    def test_guesses_take_only_what_others_leave(self) -> None:
+        """A prompt being read is not held up, and nobody loses pages to a guess."""
+        world = World(num_pages=6, max_running=2, budget=16, draft=7, says=counting)
+        world.add(list(range(10)) * 2, max_tokens=60)
+        world.core.step()
+        world.core.step()
+        world.add([5] * 60, max_tokens=5)
+        world.core.step()
+        assert world.runner.steps[-1] == [(0, 1), (1, 15)]
+        world.run()
+        assert world.tokens(0) == [i % 10 for i in range(60)]
+        assert world.core.scheduler.num_preemptions == 0
+
+    def test_a_full_cache_shortens_guesses(self) -> None:
+        world = World(num_pages=2, draft=7, says=counting)
+        world.add(list(range(10)) * 2, max_tokens=100)
+        world.run()
+        assert len(world.tokens(0)) == 2 * PAGE_SIZE - 20
+        assert world.core.counters.accepted_tokens > 0
+
+    def test_an_error_behind_accepted_guesses_ends_one_request_alone(self) -> None:
+        world = World(draft=7, says=counting)
+        (broken,) = world.add([3, *range(10), *range(10)], max_tokens=40)
+        world.add(list(range(10)) * 2, max_tokens=40)
+        inner = world.core._runner.run
+
+        def run(plan: Any) -> Any:
+            results = inner(plan)
+            for result in results:
+                if result.work.sequence is broken and len(result.work.draft) > 2:
+                    result.highest = [1.0, 1.0, float("nan"), *result.highest[3:]]
+            return results
+
+        world.runner.run = run  # type: ignore[method-assign]
+        world.run()
+        *before, error = world.got[0]
+        assert isinstance(error, NumericsError)
+        assert [d.token_ids for d in before if isinstance(d, Delta)] == [(0,), (1,), (2,)]
+        assert world.tokens(1) == [i % 10 for i in range(40)]
+        assert world.blocks.num_used == 0
+
+    def test_a_receiver_that_ends_its_request_gets_no_more(self) -> None:
+        world = World(draft=7, says=counting)
+        (sequence,) = world.add(list(range(10)) * 2, max_tokens=40)
+        note = world.core._deliver
+
+        def deliver(reading: Reading, delta: Delta | BaseException) -> None:
+            note(reading, delta)
+            if sequence.num_output == 4:
+                world.core.abort([sequence])
+
+        world.core._deliver = deliver
+        world.run()
+        assert world.tokens(0) == [0, 1, 2, 3]
+        assert world.blocks.num_used == 0

@@ -13,9 +13,14 @@ from typing import Any
 import pytest
 import torch
 
-from qwenkit.kernels import cpu, doctor, gpu
+from qwenkit.kernels import cpu, doctor, gpu, native
+from qwenkit.kernels.bandwidth import Bandwidth
 from qwenkit.kernels.doctor import Check
 from qwenkit.weights import doctor as whole
+from qwenkit.weights.checkpoint import open_checkpoint
+from qwenkit.weights.sources import LocalModel
+from qwenkit.weights.traffic import step_weight_bytes
+from tests.support.tiny_models import write_model
 
 GIB = 1 << 30
 SAPPHIRE_RAPIDS = "avx2 avx512f avx512_vnni avx512_bf16 amx_tile amx_int8 amx_bf16"
@@ -148,7 +153,84 @@ def test_a_check_that_fails_does_not_end_the_report(monkeypatch: pytest.MonkeyPa
     checks = named(doctor.report())
     assert checks["gpu"].status == "warn"
     assert checks["gpu"].hint == "could not be read (ZeroDivisionError: division by zero)"
-    assert checks["attention kernel"].status == "ok"
+    assert checks["c compiler"].value
+
+
+def test_the_path_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(native, "problem", lambda: "")
+    monkeypatch.setattr(native, "isa_name", lambda: "avx2")
+    monkeypatch.setattr(cpu, "cpu_has_bf16", lambda: False)
+    checks = named(doctor.report())
+    paths = {checks[name].value for name in ("network", "16-bit weights", "packed weights")}
+    assert paths == {"native (avx2)"}
+    assert "fp32" in checks["16-bit weights"].hint
+    assert "linear kernel" not in checks
+    monkeypatch.setattr(native, "problem", lambda: "not compiled")
+    checks = named(doctor.report())
+    assert (checks["network"].value, checks["network"].status) == ("torch", "warn")
+    assert checks["linear kernel"].value == "torch (fp32)"
+    assert checks["attention kernel"].value == "torch scaled_dot_product_attention"
+    assert "packed weights" not in checks
+
+
+@pytest.fixture
+def bandwidth(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Memory that is read at 20 GB/s."""
+
+    def measured(threads: int) -> Bandwidth:
+        return Bandwidth(bytes_per_second=20e9, threads=threads, buffer_bytes=10**9)
+
+    monkeypatch.setattr(whole, "read_bandwidth", measured)
+
+
+@pytest.mark.usefixtures("bandwidth")
+def test_speed_of_models_at_hand(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    bad = tmp_path / "bad"
+    bad.mkdir()
+    (bad / "config.json").write_text("{}")
+    good = write_model(tmp_path / "good")
+    monkeypatch.setattr(
+        whole, "local_models", lambda: [LocalModel("org/bad", bad), LocalModel("org/good", good)]
+    )
+    monkeypatch.setattr(cpu, "cpu_has_bf16", lambda: True)
+    memory, expected = whole.speed_report()
+    assert (memory.name, memory.value) == ("memory read", "20.0 GB/s")
+    assert memory.numbers["bytes_per_second"] == 20e9
+    checkpoint = open_checkpoint(good)
+    num_bytes = step_weight_bytes(checkpoint, torch.bfloat16)
+    assert expected.numbers == {"bytes_per_token": num_bytes, "tokens_per_second": 20e9 / num_bytes}
+    assert expected.value.startswith("org/good: up to ")
+    assert expected.value.endswith(" tokens/s")
+
+
+@pytest.mark.usefixtures("bandwidth")
+def test_speed_of_typical_models_where_there_are_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(whole, "local_models", list)
+    values = [check.value for check in whole.speed_report()]
+    assert values == [
+        "20.0 GB/s",
+        "a 1.8B model in Int4: up to 16 tokens/s",
+        "a 1.8B model in bf16: up to 6.56 tokens/s",
+        "a 7B model in Int4: up to 4.34 tokens/s",
+    ]
+
+
+@pytest.mark.usefixtures("bandwidth")
+def test_a_great_many_models_take_no_longer(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    models = [LocalModel(f"org/{i}", write_model(tmp_path / str(i))) for i in range(3)]
+    monkeypatch.setattr(whole, "local_models", lambda: models)
+    monkeypatch.setattr(whole, "_SECONDS_FOR_MODELS", 0)
+    values = [check.value for check in whole.speed_report()]
+    assert len(values) == 3
+    assert values[1].startswith("org/0: ")
+    assert values[2] == "2 more models are not looked at"
+
+
+def test_memory_that_cannot_be_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(whole, "read_bandwidth", lambda threads: 1 / 0)
+    [check] = whole.speed_report()
+    assert (check.name, check.status) == ("speed", "warn")
+    assert "ZeroDivisionError" in check.hint
 
 
 def test_without_torch(monkeypatch: pytest.MonkeyPatch) -> None:

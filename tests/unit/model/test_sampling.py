@@ -18,7 +18,7 @@ from transformers.generation.logits_process import (
 )
 
 from qwenkit.core.types import SamplingParams
-from qwenkit.model.sampling import Sampler, candidates
+from qwenkit.model.sampling import Sampler, candidates, choose, largest, log_probability
 
 VOCAB = 5000
 
@@ -170,3 +170,100 @@ def test_the_penalty_passes_over_prompt_ids_beyond_the_logits() -> None:
     """A prompt of ids may hold padding of the embedding, for which logits are cut off."""
     sampler = Sampler(SamplingParams(temperature=0.0, repetition_penalty=10.0), [1, 7, 3])
     assert sampler.pick(torch.tensor([1.0, 3.0, 2.0])) == 2
+
+
+def by_sorting_everything(scores: np.ndarray, params: SamplingParams) -> tuple[np.ndarray, np.ndarray]:
+    """The candidates and their probabilities, from weights of all tokens in one order."""
+    temperature = np.float32(max(params.temperature or 0.0, 1e-6))
+    weights = np.exp((scores - scores.max()) / temperature)
+    top_k = params.top_k if params.top_k and params.top_k < len(scores) else None
+    is_sorted = top_k is not None or params.top_p not in (None, 1.0)
+    ids = np.argsort(-weights, kind="stable") if is_sorted else np.arange(len(weights))
+    ids = ids[:top_k]
+    kept = weights[ids].astype(np.float64)
+    if params.top_p not in (None, 1.0):
+        whole = kept.sum() if top_k else weights.sum(dtype=np.float64)
+        keep = int((kept.cumsum() - kept < params.top_p * whole).sum())
+        ids, kept = ids[: max(keep, 1)], kept[: max(keep, 1)]
+    ids, kept = (
+        ids[kept >= (params.min_p or 0.0) * kept.max()],
+        kept[kept >= (params.min_p or 0.0) * kept.max()],
+    )
+    return ids, kept / kept.sum()
+
+
+@pytest.mark.parametrize("size", [50, VOCAB, 151_936])
+@pytest.mark.parametrize("spread", [0.3, 3.0, 60.0])
+@pytest.mark.parametrize("masked", [0.0, 0.9, 0.9999])
+def test_short_cuts_give_the_tokens_of_the_whole_computation(size: int, spread: float, masked: float) -> None:
+    """Exactly the same, whatever part of the vocabulary is looked at; and the draws that follow too."""
+    chance = np.random.default_rng(int(size * spread))
+    scores = logits(3, size=size, spread=spread).numpy()
+    scores[chance.random(size) < masked] = -np.inf
+    scores[chance.integers(size)] = 1.5 * spread
+    draws = chance.random(8)
+    for values in CASES:
+        params = SamplingParams(**{"temperature": 1.0, **values})
+        ids, probs = by_sorting_everything(scores, params)
+        mine, chances = candidates(scores, params)
+        assert np.array_equal(mine[chances > 1e-30], ids[probs > 1e-30]), values
+        np.testing.assert_allclose(chances[chances > 1e-30], probs[probs > 1e-30], rtol=1e-12)
+        bounds = probs.cumsum()
+        for at in draws:
+            index = int(bounds.searchsorted(at * bounds[-1], side="right"))
+            assert choose(scores, params, at) == ids[min(index, len(ids) - 1)], values
+
+
+@pytest.mark.parametrize("size", [9000, 151_936, 8191])
+@pytest.mark.parametrize("count", [1, 2, 20, 200, 1024, 1025, 5000])
+def test_the_largest_are_those_of_a_full_sort(size: int, count: int) -> None:
+    chance = np.random.default_rng(count)
+    for values in (
+        chance.standard_normal(size),
+        chance.integers(0, 30, size),  # many are equal
+        np.zeros(size),
+        np.arange(size),
+        -np.arange(size),
+        np.where(np.arange(size) < size // 2, chance.standard_normal(size), -100.0),
+    ):
+        numbers = values.astype(np.float32)
+        assert np.array_equal(largest(numbers, count), np.sort(np.argsort(-numbers, kind="stable")[:count]))
+
+
+def test_few_allowed_tokens_are_found_without_the_others() -> None:
+    scores = np.full(151_936, -np.inf, dtype=np.float32)
+    scores[[7, 7 + 2048, 151_935]] = [1.0, 3.0, 2.0]
+    assert largest(scores, 20).tolist() == [7, 2055, 151_935]
+    ids, _ = candidates(scores, SamplingParams(temperature=1.0, top_k=20))
+    assert ids.tolist() == [2055, 151_935, 7]
+
+
+def test_a_draw_on_a_bound_between_two_tokens_is_settled_by_the_whole_sum() -> None:
+    scores = np.zeros(4096, dtype=np.float32)  # every share is 1/4096, exactly
+    params = SamplingParams(temperature=1.0)
+    for index in (0, 1, 511, 512, 513, 2048, 4095):
+        assert choose(scores, params, index / 4096) == index
+        assert choose(scores, params, np.nextafter((index + 1) / 4096, 0)) == index
+
+
+def test_penalties_see_every_token_once_however_many_come() -> None:
+    sampler = Sampler(SamplingParams(temperature=0, repetition_penalty=2.0), [3, 3, 5, 999])
+    plain = torch.arange(300, 0, -1).float()
+    seen = {3, 5}
+    for _ in range(150):  # more than fit at first
+        token = sampler.pick(plain)
+        values = plain.clone()
+        values[sorted(seen)] /= 2
+        assert token == int(values.argmax())
+        seen.add(token)
+
+
+@pytest.mark.parametrize("top", [0, 1, 20])
+def test_log_probabilities_name_the_likeliest(top: int) -> None:
+    scores = logits(4, size=151_936)
+    told = log_probability(scores, 17, top)
+    row = scores.double().log_softmax(dim=-1)
+    best = row.topk(top)
+    assert told.logprob == pytest.approx(float(row[17]), abs=1e-5)
+    assert [i for i, _ in told.top] == best.indices.tolist()
+    assert [p for _, p in told.top] == pytest.approx(best.values.tolist(), abs=1e-5)
