@@ -30,7 +30,7 @@ from qwenkit.core.environment import cache_dir
 from qwenkit.core.errors import CheckpointError, InputError
 from qwenkit.layers.quant_linear import Stored
 from qwenkit.weights.checkpoint import Checkpoint
-from qwenkit.weights.packed_file import Parameters, read_packed, write_packed
+from qwenkit.weights.packed_file import OutdatedError, Parameters, read_packed, write_packed
 from qwenkit.weights.plan import Parameter
 
 _log = logging.getLogger("qwenkit")
@@ -70,7 +70,8 @@ class PackedCache:
         except FileNotFoundError:
             return None
         except (OSError, CheckpointError, LookupError, TypeError, ValueError) as error:
-            _log.warning(
+            _log.log(
+                logging.INFO if isinstance(error, OutdatedError) else logging.WARNING,
                 "packed weights are made anew: %s is not used, because %s",
                 self.path,
                 str(error) or type(error),

@@ -49,7 +49,11 @@ _TENSORS = {
 
 
 class PackedFileError(CheckpointError):
-    """The file is damaged, or not what was asked for; the text is the reason alone."""
+    """The file cannot be used; the text is the reason alone."""
+
+
+class OutdatedError(PackedFileError):
+    """The file is sound, but was made from something else."""
 
 
 def write_packed(fd: int, identity: Mapping[str, Any], parameters: Parameters) -> None:
@@ -103,7 +107,8 @@ def read_packed(
 
     Raises:
         FileNotFoundError: there is none.
-        PackedFileError: it is damaged, or of another identity.
+        OutdatedError: it is of another identity.
+        PackedFileError: it is damaged.
         OSError: it cannot be opened.
         CheckpointError: it cannot be read.
     """
@@ -111,7 +116,7 @@ def read_packed(
     try:
         header, sums, data_start = _read_header(fd, path)
         if header["identity"] != json.loads(json.dumps(identity)):
-            raise PackedFileError("it is of other weights, settings or another version")
+            raise OutdatedError("it is of other weights, settings or another version")
         size: int = header["size"]
         whole = block(size)
         view = _bytes_of(whole)

@@ -50,12 +50,17 @@ def test_a_copy_in_its_place_is_read_again(folder: Path, model: Path, count_load
 
 
 def test_other_code_makes_them_anew(
-    folder: Path, model: Path, count_loads: list[int], monkeypatch: pytest.MonkeyPatch
+    folder: Path,
+    model: Path,
+    count_loads: list[int],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     built(model)
     monkeypatch.setattr(packed_cache, "_code", lambda: ["0.0.0", "other"])
     built(model)
     assert len(count_loads) == 2
+    assert not caplog.records  # nothing is wrong
 
 
 def test_other_settings_have_files_of_their_own(folder: Path, model: Path, count_loads: list[int]) -> None:
