@@ -13,7 +13,7 @@ def main() -> None:
     out = os.dup(1)
     os.dup2(2, 1)
     options = json.loads(sys.argv[3]) if len(sys.argv) > 3 else {}
-    llm = LLM(sys.argv[1], num_threads=int(sys.argv[2]), prefix_caching=False, **options)
+    llm = LLM(sys.argv[1], num_threads=int(sys.argv[2]), prefix_caching=False, packed_cache="off", **options)
 
     def seconds(prompts: list[list[int]], count: int) -> float:
         params = SamplingParams(temperature=0, max_tokens=count, ignore_eos=True)
