@@ -101,7 +101,7 @@ extern "C" int32_t qk_int8_product(const QkMatrix *matrix, int64_t n, const floa
     const qk::Int8Kernels &kernels = int8_kernels(isa);
     const int ready = qk::ready_threads(threads);
     qk::Int8Buffer buffer(count, n);
-    const qk::Int8Rows rows = buffer.rows(count, n, qk::unit_of(*matrix));
+    const qk::Int8Rows rows = buffer.rows(count, n, qk::kUnit);
     const qk::Lines<uint8_t> room(ready * qk::int8_room(n));
     kernels.round(x, n, n, rows);
     Product product{*matrix, n, kernels, rows, {out, matrix->rows, false, nullptr, QK_F32}, room.get(), ready};

@@ -112,9 +112,8 @@ def _fma(a: Floats, b: Floats, c: Floats) -> Floats:
     return np.where((error != 0) & is_even, nudged, total).astype(np.float32)
 
 
-def unit_of(group: int) -> int:
-    """Inputs that share a scale of rounded activations."""
-    return next(unit for unit in (128, 64, 32) if group % unit == 0 or unit == 32)
+UNIT = 32
+"""Inputs that share a scale of rounded activations."""
 
 
 def _rounded(x: Floats) -> tuple[NDArray[np.int64], Floats]:
@@ -136,7 +135,7 @@ def defined_product(weight: PackedWeight, inputs: Tensor) -> Tensor:
     scales = weight.scales.float().numpy()
     middle = np.full(weight.scales.shape, 1 << weight.bits - 1)
     zeros = middle if weight.zeros is None else weight.zeros.numpy().astype(np.int64)
-    total, unit = np.zeros((len(x), n), dtype=np.float32), unit_of(weight.group_size)
+    total, unit = np.zeros((len(x), n), dtype=np.float32), UNIT
     for at in range(0, k, unit):
         here, group = slice(at, min(at + unit, k)), at // weight.group_size
         rounded, unit_scale = _rounded(x[:, here])
@@ -155,7 +154,7 @@ def rounding_linear(x: Tensor, weight: PackedWeight | PanelWeight) -> Tensor:
     """x W^T in plain torch, the float32 inputs of weights in panels rounded to 8 bits."""
     if isinstance(weight, PackedWeight):
         return x @ weight.dequantise().T
-    k, unit = weight.shape[1], unit_of(weight.group_size)
+    k, unit = weight.shape[1], UNIT
     order = torch.arange(k) if weight.order is None else weight.order.long()
     columns, out = x[..., order], torch.empty_like(x)
     for at in range(0, k, unit):
