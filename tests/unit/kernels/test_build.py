@@ -9,11 +9,11 @@ import shutil
 import subprocess
 import sys
 import tarfile
+import types
 import zipfile
 from pathlib import Path
 
 import pytest
-import setuptools
 
 from qwenkit.tokenizer.save import save_tokenizer
 from tests.support.quantised import copied
@@ -92,7 +92,9 @@ def test_no_compiler_warns(compiler: str, monkeypatch: pytest.MonkeyPatch) -> No
         pytest.skip(f"no {compiler} here")
     monkeypatch.setenv("QWENKIT_WERROR", "1")
     monkeypatch.chdir(ROOT)
-    monkeypatch.setattr(setuptools, "setup", lambda **options: None)
+    # The real one would replace distutils for every test behind this.
+    stub = types.SimpleNamespace(setup=lambda **options: None, Extension=lambda *names, **options: None)
+    monkeypatch.setitem(sys.modules, "setuptools", stub)  # type: ignore[arg-type]
     flags: list[str] = runpy.run_path("setup.py")["WARNINGS"]
     assert "-Werror" in flags
     for source in SOURCES:
