@@ -35,7 +35,7 @@ struct QkMatrix {
   const void *data;        // (rows, n) numbers; INT8: (rows, n) bytes; INT4: (rows, n / 32, 16) bytes, of which byte j
                            // holds input j of its 32 low and j + 16 high (n is a multiple of 32)
   const uint16_t *scales;  // (rows, groups) float16, groups = ceil(n / group)
-  const uint8_t *zeros;    // (rows, groups); null: 8 or 128
+  const uint8_t *zeros;    // (rows, groups); null: 8 or 128; of PANEL4 at most 128
   const uint16_t *mins;    // (rows, groups) float16, instead of zeros; null: none
   const int32_t *order;    // (n): column j belongs to input order[j]; null: to input j. Matrices with the same order
                            // had better share the array: activations are put in order once for each array

@@ -58,7 +58,7 @@ class LLM:
         max_context: most tokens of prompt and reply together; None: what the model was made for.
         max_batch_size: sequences computed together.
         prefill_chunk: tokens computed in one step; long prompts are read in pieces of this size.
-        activations: what 4- and 8-bit weights are multiplied with on the CPU: auto, int8 (fast), float (exact).
+        activations: what 4- and 8-bit weights are multiplied with on the CPU: auto, int8 (rounded, fast), float (as in the dtype).
         head: auto keeps the output head as the checkpoint has it; int8 rounds it to 8 bits while it is read.
         packed_cache: auto keeps large packed weights, rearranged for the CPU, in the user's cache folder for the next
             start; off does not.

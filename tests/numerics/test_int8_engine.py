@@ -28,6 +28,7 @@ from tests.support.models import CPU
 from tests.support.networks import family_config, random_network
 from tests.support.packed import Form, pack_network
 from tests.support.quantised import pack_network as write_gptq
+from tests.support.tiny_models import write_model
 
 pytestmark = pytest.mark.skipif(native.library() is None, reason="the native kernels are not compiled")
 
@@ -220,3 +221,9 @@ class TestOptions:
             logits = llm.logits([ids])[0].log_softmax(dim=-1)
             expected = logits[:-1].gather(1, torch.tensor(ids[1:])[:, None])[:, 0]
             torch.testing.assert_close(torch.tensor(scores), expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.skipif(native.library() is None, reason="the native kernels are not compiled")
+def test_int8_without_packed_weights_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="this model has none; use auto"):
+        LLM(write_model(tmp_path / "m"), activations="int8")

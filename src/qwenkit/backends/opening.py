@@ -16,8 +16,10 @@ from qwenkit.backends.local import LocalBackend
 from qwenkit.backends.options import LocalOptions, resolve_device, resolve_dtype, wants_panels
 from qwenkit.chat.template import choose_template
 from qwenkit.config.model import ModelConfig
-from qwenkit.core.errors import QwenkitError, TemplateError, TokenizerError
+from qwenkit.core.errors import InputError, QwenkitError, TemplateError, TokenizerError
 from qwenkit.kernels.cpu import release_freed_memory
+from qwenkit.kernels.panels import PanelWeight
+from qwenkit.layers.quant_linear import QuantLinear
 from qwenkit.model.transformer import Transformer
 from qwenkit.tokenizer.base import Tokenizer
 from qwenkit.weights.checkpoint import Checkpoint, check_vocabulary, open_checkpoint
@@ -69,6 +71,7 @@ def open_local(
         )
     finally:
         checkpoint.store.close()
+    _check_activations(network, options)
     template, template_error = None, None
     if tokenizer is not None and checkpoint.generation.chat_format != "raw":
         try:
@@ -89,6 +92,17 @@ def open_local(
     )
     backend.tokenizer_error, backend.template_error = error, template_error
     return backend
+
+
+def _check_activations(network: Transformer, options: LocalOptions) -> None:
+    """An option without effect is an error."""
+    layers = (module for module in network.modules() if isinstance(module, QuantLinear))
+    if options.activations == "int8" and not any(
+        isinstance(part, PanelWeight) for layer in layers for part in layer.parts
+    ):
+        raise InputError(
+            "activations='int8' is for 4- and 8-bit weights in groups of a multiple of 32, and this model has none; use auto"
+        )
 
 
 def _tokenizer_or_error(checkpoint: Checkpoint) -> tuple[Tokenizer | None, QwenkitError | None]:

@@ -64,7 +64,7 @@ class ModelOptions:
         _model(
             "--activations",
             metavar="KIND",
-            text="What 4- and 8-bit weights are multiplied with on the CPU: auto, int8 (fast) or float (exact).",
+            text="What 4- and 8-bit weights are multiplied with on the CPU: auto, int8 (rounded to 8 bits, fast) or float (as in the dtype).",
         ),
     ] = "auto"
     head: Annotated[

@@ -152,7 +152,9 @@ class NativeForward:
             head=self._head(model),
             layer=layers,
         )
-        self.tells_generated = self._has_panels and not int8_prompts and self._isa == native.AMX
+        # Other networks never run on tiles, so that all their tokens are computed alike.
+        has_tiles = self._isa == native.AMX and model.dtype == torch.bfloat16 and config.head_dim % 32 == 0
+        self.tells_generated = self._has_panels and has_tiles and not int8_prompts
         if self._has_panels:
             self.name += ", int8 activations behind prompts" if self.tells_generated else ", int8 activations"
 

@@ -162,10 +162,15 @@ def weights_bytes(checkpoint: Checkpoint, dtype: torch.dtype, *, head: str = "au
     Raises:
         QwenkitError: the checkpoint is not whole, cannot be run, or its head cannot be int8.
     """
+    return sum(planned_bytes(checkpoint, dtype, head).values())
+
+
+def planned_bytes(checkpoint: Checkpoint, dtype: torch.dtype, head: str) -> dict[str, int]:
+    """Bytes of each weight by its name in the network; arguments and errors as of ``weights_bytes``."""
     if head not in HEADS:
         raise InputError(f"head={head!r} is not known; use {' or '.join(HEADS)}")
     plan = make_plan(checkpoint, checkpoint.config, dtype=dtype, head=head)
-    return sum(parameter.nbytes(dtype) for parameter in plan.values())
+    return {name: parameter.nbytes(dtype) for name, parameter in plan.items()}
 
 
 def held_bytes(model: Transformer) -> int:

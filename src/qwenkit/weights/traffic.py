@@ -9,10 +9,8 @@ from dataclasses import dataclass
 
 import torch
 
-from qwenkit.core.errors import InputError
 from qwenkit.weights.checkpoint import Checkpoint
-from qwenkit.weights.load import HEADS
-from qwenkit.weights.plan import make_plan
+from qwenkit.weights.memory import planned_bytes
 
 _EMBEDDING, _HEAD = "embed.weight", "head.weight"
 
@@ -28,11 +26,10 @@ def step_weight_bytes(checkpoint: Checkpoint, dtype: torch.dtype, *, head: str =
     Raises:
         QwenkitError: the checkpoint is not whole, cannot be run, or its head cannot be int8.
     """
-    if head not in HEADS:
-        raise InputError(f"head={head!r} is not known; use {' or '.join(HEADS)}")
-    plan = make_plan(checkpoint, checkpoint.config, dtype=dtype, head=head)
-    is_row_only = _HEAD in plan  # then a token needs one row of the embedding
-    return sum(p.nbytes(dtype) for name, p in plan.items() if not (is_row_only and name == _EMBEDDING))
+    planned = planned_bytes(checkpoint, dtype, head)
+    if _HEAD in planned:  # then a token needs one row of the embedding
+        del planned[_EMBEDDING]
+    return sum(planned.values())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
