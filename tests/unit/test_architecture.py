@@ -24,11 +24,14 @@ LAYERS = {
     "engine": 4,
     "backends": 5,
     "quantize": 5,
+    "hf": 5,
+    "train": 5,
     "llm": 6,
     "session": 6,
     "bench": 6,
     "server": 7,
     "cli": 8,
+    "__main__": 8,
 }
 
 

@@ -74,6 +74,8 @@ class LocalBackend:
         self.template_error: TemplateError | None = None
         """Why there is no template, where there should be one."""
         self._adapters: dict[str, Adapter] = {}
+        self._own_adapter: Adapter | None = None
+        """The one that belongs to the model as it was opened."""
         self._engine = _make_engine(model, info, tokenizer, tuple(eos_ids), options)
         # The engine's thread keeps the model alive, so it has to end when nobody can ask any more.
         self._stop = weakref.finalize(self, self._engine.close)
@@ -170,7 +172,8 @@ class LocalBackend:
         params = SamplingParams(max_tokens=0, prompt_logprobs=0)
         asked = [i for i, ids in enumerate(token_ids) if len(ids) > 1]
         found: list[list[float]] = [[] for _ in token_ids]
-        prepared = [self._engine.prepare(list(token_ids[i]), params, index=i) for i in asked]
+        own = self._own_adapter
+        prepared = [self._engine.prepare(list(token_ids[i]), params, adapter=own, index=i) for i in asked]
         for delta in self._run(prepared):
             scores = [p.logprob for p in delta.prompt_logprobs or () if p is not None]
             if not all(map(math.isfinite, scores)):
@@ -183,16 +186,21 @@ class LocalBackend:
         self._check_scored(token_ids)
         if not all(token_ids):
             raise InputError("an empty text has no embedding; give at least one token")
-        task = hidden_mean(self.model, token_ids, self._options.prefill_chunk, self._options.activations)
+        task = hidden_mean(self.model, token_ids, *self._reading)
         result: list[list[float]] = self._engine.call(task).result()
         return result
 
     def logits(self, token_ids: Sequence[Sequence[int]]) -> list[Tensor]:
         """For each sequence the logits after every token, (T, V) float32 on the CPU."""
         self._check_scored(token_ids)
-        task = sequence_logits(self.model, token_ids, self._options.prefill_chunk, self._options.activations)
+        task = sequence_logits(self.model, token_ids, *self._reading)
         result: list[Tensor] = self._engine.call(task).result()
         return result
+
+    @property
+    def _reading(self) -> tuple[int, str, Adapter | None]:
+        """How sequences are read beside the batch."""
+        return self._options.prefill_chunk, self._options.activations, self._own_adapter
 
     def _check_scored(self, token_ids: Sequence[Sequence[int]]) -> None:
         for ids in token_ids:
@@ -240,13 +248,23 @@ class LocalBackend:
             raise InputError("adapters cannot be loaded for a model without a checkpoint")
         self._adapters[name] = load_adapter(path, name, family=self._family, model=self.model)
 
+    def set_own_adapter(self, path: str | Path) -> None:
+        """Makes an adapter part of the model: requests that name none are answered with it.
+
+        Raises:
+            QwenkitError: the folder cannot be read or does not fit the model.
+        """
+        if self._family is None:
+            raise InputError("adapters cannot be loaded for a model without a checkpoint")
+        self._own_adapter = load_adapter(path, str(path), family=self._family, model=self.model)
+
     def unload_adapter(self, name: str) -> None:
         """See Backend.unload_adapter."""
         self._named_adapter(name)
         del self._adapters[name]
 
     def _adapter(self, request: Request) -> Adapter | None:
-        return None if request.adapter is None else self._named_adapter(request.adapter)
+        return self._own_adapter if request.adapter is None else self._named_adapter(request.adapter)
 
     def _named_adapter(self, name: str) -> Adapter:
         found = self._adapters.get(name)

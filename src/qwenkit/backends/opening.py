@@ -22,10 +22,13 @@ from qwenkit.kernels.panels import PanelWeight
 from qwenkit.layers.quant_linear import QuantLinear
 from qwenkit.model.transformer import Transformer
 from qwenkit.tokenizer.base import Tokenizer
-from qwenkit.weights.checkpoint import Checkpoint, check_vocabulary, open_checkpoint
+from qwenkit.tokenizer.copy import has_tokenizer
+from qwenkit.weights.adapter_base import Located, locate
+from qwenkit.weights.adapter_file import read_adapter_config
+from qwenkit.weights.checkpoint import Checkpoint, check_vocabulary, open_checkpoint, with_generation
 from qwenkit.weights.load import build_model
 from qwenkit.weights.memory import held_bytes
-from qwenkit.weights.sources import KNOWN, fetch
+from qwenkit.weights.sources import KNOWN
 from qwenkit.weights.tokenizer import tokenizer_of
 
 _log = logging.getLogger("qwenkit")
@@ -41,7 +44,7 @@ def open_local(
     """Finds, fetches if needed, checks and loads a model.
 
     Args:
-        model: folder, .gguf file, built-in name, hub id or modelscope:ID.
+        model: folder, .gguf file, built-in name, hub id or modelscope:ID; of an adapter, its base is loaded with it.
         options: how to run it.
         on_progress: called with (bytes loaded, bytes in all).
 
@@ -53,10 +56,11 @@ def open_local(
     dtype = resolve_dtype(options.dtype, device)
     if options.num_threads:
         torch.set_num_threads(options.num_threads)
-    checkpoint = open_checkpoint(fetch(str(model)))
+    located = locate(str(model))
+    checkpoint = _opened(located)
     try:
         config = _with_options(checkpoint, options)
-        tokenizer, error = _tokenizer_or_error(checkpoint)
+        tokenizer, error = _tokenizer_or_error(checkpoint, located.adapter)
         if tokenizer is not None:
             check_vocabulary(config, tokenizer.vocab_size)
         network = build_model(
@@ -78,8 +82,7 @@ def open_local(
             template = choose_template(checkpoint.family.chat_format, tokenizer)
         except TemplateError as malformed:  # raw text needs no template
             template_error = malformed
-    info = _info(str(model), checkpoint, config, network, can_chat=template is not None)
-    info.details["load_seconds"] = time.perf_counter() - started
+    info = _info(str(model), located, checkpoint, config, network, can_chat=template is not None)
     eos = checkpoint.generation.eos_ids or _eos_of(tokenizer)
     backend = LocalBackend(
         network,
@@ -91,7 +94,26 @@ def open_local(
         family=checkpoint.family,
     )
     backend.tokenizer_error, backend.template_error = error, template_error
+    if located.adapter is not None:
+        _apply(backend, located.adapter)
+    info.details["load_seconds"] = time.perf_counter() - started
     return backend
+
+
+def _opened(located: Located) -> Checkpoint:
+    """The model's headers; what an adapter says of itself is checked before minutes of loading."""
+    if located.adapter is None:
+        return open_checkpoint(located.model)
+    read_adapter_config(located.adapter)
+    return with_generation(open_checkpoint(located.model), located.adapter)
+
+
+def _apply(backend: LocalBackend, adapter: Path) -> None:
+    try:
+        backend.set_own_adapter(adapter)
+    except BaseException:
+        backend.close()
+        raise
 
 
 def _check_activations(network: Transformer, options: LocalOptions) -> None:
@@ -105,10 +127,13 @@ def _check_activations(network: Transformer, options: LocalOptions) -> None:
         )
 
 
-def _tokenizer_or_error(checkpoint: Checkpoint) -> tuple[Tokenizer | None, QwenkitError | None]:
+def _tokenizer_or_error(
+    checkpoint: Checkpoint, adapter: Path | None
+) -> tuple[Tokenizer | None, QwenkitError | None]:
     """A checkpoint without tokenizer files still runs on token ids; the error waits until text is asked for."""
+    own = adapter is not None and has_tokenizer(adapter)
     try:
-        return tokenizer_of(checkpoint.path, checkpoint.metadata), None
+        return tokenizer_of(adapter if adapter and own else checkpoint.path, checkpoint.metadata), None
     except TokenizerError as error:
         return None, error
     finally:
@@ -137,12 +162,19 @@ def _with_options(checkpoint: Checkpoint, options: LocalOptions) -> ModelConfig:
 
 
 def _info(
-    name: str, checkpoint: Checkpoint, config: ModelConfig, network: Transformer, *, can_chat: bool
+    name: str,
+    located: Located,
+    checkpoint: Checkpoint,
+    config: ModelConfig,
+    network: Transformer,
+    *,
+    can_chat: bool,
 ) -> BackendInfo:
     generation = checkpoint.generation
     defaults = generation.defaults
-    if name in KNOWN and KNOWN[name].sampling is not None:
-        defaults = KNOWN[name].sampling.over(defaults)  # type: ignore[union-attr]
+    known = KNOWN.get(located.base or name)
+    if known is not None and known.sampling is not None:
+        defaults = known.sampling.over(defaults)
     window = generation.max_window_size or _DEFAULT_WINDOW
     return BackendInfo(
         model=name,
@@ -156,6 +188,7 @@ def _info(
         defaults=defaults,
         details={
             "path": str(checkpoint.path),
+            "base": located.base,
             "format": checkpoint.format,
             "quantisation": str(checkpoint.quant) if checkpoint.quant else None,
             "head": _head_type(network),

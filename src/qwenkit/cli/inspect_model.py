@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from qwenkit.weights.inspect import ModelReport
+    from qwenkit.weights.inspect_adapter import AdapterReport
 
 
 _IN_MEMORY = {"packed": "stays packed", "numbers": "numbers"}
@@ -29,23 +30,34 @@ def inspect_model(
     head: memory_table.HeadOption = None,
     as_json: JsonFlag = False,
 ) -> None:
-    """Show a model's architecture, size, format and memory needs without loading it."""
+    """Show what a model or adapter is, its size, format and memory needs, without loading it."""
     wanted = {"batch": batch, "lengths": lengths, "kv_cache": kv_cache, "dtype": dtype, "head": head}
     if memory:
         memory_table.show_memory(model, **wanted, as_json=as_json)
         return
     memory_table.reject_without_memory(**wanted)
     from qwenkit.weights.inspect import inspect_model as read_report
+    from qwenkit.weights.inspect_adapter import find_adapter, inspect_adapter
 
-    report = read_report(model)
+    adapter = find_adapter(model)
+    _show(read_report(model) if adapter is None else inspect_adapter(adapter), as_json=as_json)
+
+
+def _show(report: ModelReport | AdapterReport, *, as_json: bool) -> None:
     if as_json:
         print(json.dumps(report.to_dict(), ensure_ascii=False, indent=2))
         return
     from rich.console import Console
 
+    from qwenkit.weights.inspect_adapter import AdapterReport
+
     console = Console(highlight=False)
-    for table in (_facts(report), _tensors(report), _memory(report)):
-        console.print(table)
+    model = report.model if isinstance(report, AdapterReport) else report
+    if isinstance(report, AdapterReport):
+        console.print(_adapter_facts(report))
+    if model is not None:
+        for table in (_facts(model), _tensors(model), _memory(model)):
+            console.print(table)
 
 
 def _table(title: str, *columns: str) -> Table:
@@ -59,13 +71,30 @@ def _table(title: str, *columns: str) -> Table:
     return table
 
 
-def _facts(report: ModelReport) -> Table:
-    from rich import box
-    from rich.table import Table
+def _adapter_facts(report: AdapterReport) -> Table:
+    rows: dict[str, Any] = {
+        "path": report.path,
+        "format": "LoRA adapter",
+        "base": report.base or "not named",
+        "rank": report.rank,
+        "scale": f"{report.scale:g}",
+        "modules": ", ".join(report.target_modules),
+    }
+    if report.modules_to_save:
+        rows["stored whole"] = ", ".join(report.modules_to_save)
+    if report.num_token_rows:
+        rows["token rows"] = report.num_token_rows
+    rows |= {
+        "parameters": count(report.num_params),
+        "stored as": ", ".join(report.tensors),
+        "tokenizer": "its own" if report.has_tokenizer else "that of the base",
+        "file size": size(report.file_bytes),
+        "runs here": "yes, with the base" if report.problem is None else f"no: {report.problem}",
+    }
+    return _pairs(rows)
 
-    table = Table(show_header=False, box=box.SIMPLE)
-    table.add_column(style="bold")
-    table.add_column(overflow="fold")
+
+def _facts(report: ModelReport) -> Table:
     rows: dict[str, Any] = {
         "path": report.path,
         "format": report.format,
@@ -83,8 +112,20 @@ def _facts(report: ModelReport) -> Table:
         "file size": size(report.file_bytes),
         "runs here": f"yes, kernels {report.kernels}" if report.runnable else f"no: {report.problem}",
     }
+    return _pairs(rows)
+
+
+def _pairs(rows: dict[str, Any]) -> Table:
+    """Names and what they are."""
+    from rich import box
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table(show_header=False, box=box.SIMPLE)
+    table.add_column(style="bold")
+    table.add_column(overflow="fold")
     for name, value in rows.items():
-        table.add_row(name, str(value))
+        table.add_row(name, escape(str(value)))
     return table
 
 

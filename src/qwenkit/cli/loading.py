@@ -23,8 +23,26 @@ def fetch(model: str, *, force: bool = False) -> Path:
     """Downloads the model if it is not there yet; a progress bar appears only when something is downloaded."""
     from qwenkit.weights import sources
 
+    with _downloads(model) as show:
+        return sources.fetch(model, on_progress=show, force=force)
+
+
+def fetch_with_base(model: str) -> None:
+    """As ``fetch``, and of an adapter its base too."""
+    from qwenkit.weights.adapter_base import fetch_base, is_adapter
+
+    path = fetch(model)
+    if is_adapter(path):
+        with _downloads(model) as show:
+            fetch_base(path, on_progress=show)
+
+
+@contextlib.contextmanager
+def _downloads(name: str) -> Iterator[Callable[[int, int | None], None] | None]:
+    """Shows how far a download is, once it begins, on stderr when that is a terminal."""
     if not is_terminal(sys.stderr):
-        return sources.fetch(model, force=force)
+        yield None
+        return
     from rich.console import Console
     from rich.progress import (
         BarColumn,
@@ -43,14 +61,14 @@ def fetch(model: str, *, force: bool = False) -> Path:
         TimeRemainingColumn(),
     )
     progress = Progress(*columns, console=Console(stderr=True))
-    task = progress.add_task(model, total=None)
+    task = progress.add_task(name, total=None)
 
     def show(done: int, total: int | None) -> None:
         progress.start()
         progress.update(task, completed=done, total=total)
 
     try:
-        return sources.fetch(model, on_progress=show, force=force)
+        yield show
     finally:
         progress.stop()
 
@@ -65,7 +83,7 @@ def open_llm(
 ) -> LLM:
     """Fetches and loads the model that the options name."""
     speculation = speculation or SpeculativeOptions()
-    fetch(options.model)
+    fetch_with_base(options.model)
     with spinner(texts.loading.format(model=options.model)) as on_progress:
         from qwenkit.llm import LLM
 

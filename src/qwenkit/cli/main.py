@@ -15,8 +15,10 @@ from qwenkit.cli.bench import app as bench
 from qwenkit.cli.chat import chat
 from qwenkit.cli.dequantize import dequantize
 from qwenkit.cli.doctor import doctor
+from qwenkit.cli.finetune import finetune
 from qwenkit.cli.generate import generate
 from qwenkit.cli.inspect_model import inspect_model
+from qwenkit.cli.merge import merge
 from qwenkit.cli.perplexity import perplexity
 from qwenkit.cli.pull import pull
 from qwenkit.cli.quantize import quantize
@@ -117,8 +119,10 @@ app.command("tokenize")(tokenize)
 app.command("detokenize")(detokenize)
 app.command("perplexity")(perplexity)
 app.command("serve")(serve)
+app.command("finetune")(finetune)
 app.command("quantize")(quantize)
 app.command("dequantize")(dequantize)
+app.command("merge")(merge)
 app.command("pull")(pull)
 app.command("inspect")(inspect_model)
 app.command("doctor")(doctor)

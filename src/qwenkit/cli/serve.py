@@ -195,7 +195,7 @@ def _adapter(text: str) -> tuple[str, str]:
 
 
 def _open(model: ModelOptions, speculation: SpeculativeOptions, engine: EngineOptions) -> Backend:
-    loading.fetch(model.model)
+    loading.fetch_with_base(model.model)
     with loading.spinner(EN.loading.format(model=model.model)) as on_progress:
         from qwenkit.backends.opening import open_local
         from qwenkit.backends.options import LocalOptions
@@ -252,7 +252,7 @@ def _cache(info: BackendInfo) -> list[str]:
 def describe(info: BackendInfo) -> str:
     """One line on a model and how it runs."""
     facts = [info.model, info.dtype, info.device, f"context {info.context_length}"]
-    for name in ("format", "quantisation", "head", "kernels", "threads"):
+    for name in ("base", "format", "quantisation", "head", "kernels", "threads"):
         value = info.details.get(name)
         if value not in (None, info.dtype):  # a head like the rest needs no word
             facts.append(f"{name} {value}")

@@ -116,10 +116,15 @@ class LoraConfig:
 
     def scale_of(self, module: str) -> float:
         """What b (a x) is multiplied with."""
-        rank = self.rank_of(module)
-        return _by_pattern(self.alpha_pattern, module, self.alpha) / (
-            math.sqrt(rank) if self.use_rslora else rank
-        )
+        return self._scale(_by_pattern(self.alpha_pattern, module, self.alpha), self.rank_of(module))
+
+    @property
+    def default_scale(self) -> float:
+        """The same for modules that no pattern names."""
+        return self._scale(self.alpha, self.rank)
+
+    def _scale(self, alpha: float, rank: int) -> float:
+        return alpha / (math.sqrt(rank) if self.use_rslora else rank)
 
     def _is_in_layers(self, module: str) -> bool:
         if self.layers is None:
@@ -199,16 +204,16 @@ def _refuse_unsupported(raw: Mapping[str, Any]) -> None:
     for key, variant in _VARIANTS.items():
         if raw.get(key):
             raise UnsupportedModelError(
-                f"adapter_config.json: {key}={raw[key]!r:.200}: {variant} cannot be served as an adapter; merge it into the model"
+                f"adapter_config.json: {key}={raw[key]!r:.200}: {variant} cannot be used here; merge it into the model with PEFT's merge_and_unload"
             )
     if raw.get("bias", "none") != "none":
         raise UnsupportedModelError(
-            f"adapter_config.json: bias={raw['bias']!r:.200}: trained biases cannot be served as an adapter; merge it into the model"
+            f"adapter_config.json: bias={raw['bias']!r:.200}: trained biases cannot be used here; merge it into the model with PEFT's merge_and_unload"
         )
     if raw.get("init_lora_weights") not in _INITIALISATIONS:
         raise UnsupportedModelError(
             f"adapter_config.json: init_lora_weights={raw['init_lora_weights']!r:.200} changes the base model too; "
-            "save the adapter with path_initial_model_for_weight_conversion, or merge it into the model"
+            "save the adapter with path_initial_model_for_weight_conversion, or merge it into the model with PEFT's merge_and_unload"
         )
     for key in sorted(set(raw) - _READ - _WITHOUT_EFFECT - set(_VARIANTS)):
         if raw[key]:

@@ -87,28 +87,28 @@ def output_words_to_codes(words: Tensor) -> Tensor:
             # (blocks, half of the block, word, byte, c)
             tile = torch.unflatten(part[row : row + 8 * _CHUNK_ROWS], 0, (-1, 2, 4, 4))
             place = out[first : first + _CHUNK_COLUMNS, :, row // 8 : row // 8 + _CHUNK_ROWS]
-            for nibble, same in enumerate(_zip(tile[:, 0], tile[:, 1], 4)):
+            for nibble, same in enumerate(zip_fields(tile[:, 0], tile[:, 1], 4)):
                 _turn_bytes(same, place, nibble)
     return out.view(columns * 8, k // 8).view(torch.uint8)
 
 
 def _turn_bytes(rows: Tensor, place: Tensor, nibble: int) -> None:
     """Byte b of words (..., 4, c), of nibbles 2 b + ``nibble``, to words of four inputs in ``place`` (c, 8, ...)."""
-    a, b = _zip(rows[:, :, 0], rows[:, :, 1], 8), _zip(rows[:, :, 2], rows[:, :, 3], 8)
+    a, b = zip_fields(rows[:, :, 0], rows[:, :, 1], 8), zip_fields(rows[:, :, 2], rows[:, :, 3], 8)
     for odd in (0, 1):
-        for high, turned in enumerate(_zip(a[odd], b[odd], 16)):
+        for high, turned in enumerate(zip_fields(a[odd], b[odd], 16)):
             output = AWQ_ORDER[2 * (2 * high + odd) + nibble]
             place[:, output].copy_(turned.flatten(0, 1).t())
 
 
 def _blocks(low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
     """Eight 4-bit codes of inputs 0..15 of a block and those 16 further on, to two words of PackedWeight.codes."""
-    even, odd = _zip(low, high, 4)
-    first, second = _zip(even, odd, 8)
-    return _zip(first, second, 16)
+    even, odd = zip_fields(low, high, 4)
+    first, second = zip_fields(even, odd, 8)
+    return zip_fields(first, second, 16)
 
 
-def _zip(a: Tensor, b: Tensor, width: int) -> tuple[Tensor, Tensor]:
+def zip_fields(a: Tensor, b: Tensor, width: int) -> tuple[Tensor, Tensor]:
     """The even, then the odd fields of ``width`` bits of two words of int32, each of a's before its neighbour of b."""
     even = {4: 0x0F0F0F0F, 8: 0x00FF00FF, 16: 0x0000FFFF}[width]
     return (a & even) | (b & even) << width, (a >> width & even) | (b & ~even)

@@ -14,11 +14,14 @@ from qwenkit.config.gguf import from_gguf
 from qwenkit.config.hf import from_hf, read_json
 from qwenkit.config.model import ModelConfig
 from qwenkit.config.quant import QuantConfig, quant_config
-from qwenkit.core.errors import CheckpointError, TokenizerError
+from qwenkit.core.errors import CheckpointError, ConfigError, TokenizerError
 from qwenkit.kernels.packed import BLOCK
+from qwenkit.weights.adapter_base import is_adapter
 from qwenkit.weights.files import TensorStore, open_folder
 from qwenkit.weights.gguf import GgufFile
 from qwenkit.weights.quantised import BITS_IN_GGUF, seen_quant
+
+GENERATION_FILE = "generation_config.json"
 
 _SIDE_FILES = ("quantize_config.json", "quant_config.json")
 
@@ -62,9 +65,13 @@ def _starts_with(path: Path, magic: bytes) -> bool:
 
 
 def _open_hf(folder: Path) -> Checkpoint:
+    if is_adapter(folder):
+        raise ConfigError(
+            f"{folder} is a LoRA adapter, and this needs a whole model; make one of it with 'qwenkit merge'"
+        )
     raw = read_json(folder / "config.json", what="model configuration")
     family, config = from_hf(raw)
-    generation_file = folder / "generation_config.json"
+    generation_file = folder / GENERATION_FILE
     generation = from_generation_config(read_json(generation_file) if generation_file.is_file() else {}, raw)
     side = next((folder / name for name in _SIDE_FILES if (folder / name).is_file()), None)
     quant = quant_config(raw, read_json(side) if side else None)
@@ -121,6 +128,19 @@ def _open_gguf(path: Path) -> Checkpoint:
         store=file,
         metadata=file.metadata,
     )
+
+
+def with_generation(checkpoint: Checkpoint, folder: Path) -> Checkpoint:
+    """The checkpoint with the generation settings of another folder, such as an adapter's, where it has any.
+
+    Raises:
+        ConfigError: they are malformed.
+    """
+    file = folder / GENERATION_FILE
+    if not file.is_file():
+        return checkpoint
+    ends = {"eos_token_id": list(checkpoint.generation.eos_ids)}
+    return replace(checkpoint, generation=from_generation_config(read_json(file), ends))
 
 
 def check_vocabulary(config: ModelConfig, vocab_size: int) -> None:

@@ -86,7 +86,7 @@ def build_model(
     with torch.device("meta"):
         model = Transformer(config or checkpoint.config)
     plan = make_plan(checkpoint, model.config, dtype=dtype, packed=packed, head=head)
-    _check_surplus_biases(checkpoint, plan)
+    check_surplus_biases(checkpoint, plan)
     # An embedding alone is only looked up, row by row.
     looked_up = () if model.config.tie_embeddings else ("embed.weight",)
     in_panels = frozenset(plan).difference(looked_up) if panels else frozenset[str]()
@@ -352,7 +352,12 @@ def _stored_rows(part: Part) -> Tensor:
     return torch.arange(part.shape[0]).view(part.permuted_heads, -1, 2).transpose(1, 2).flatten()
 
 
-def _check_surplus_biases(checkpoint: Checkpoint, plan: Mapping[str, Parameter]) -> None:
+def check_surplus_biases(checkpoint: Checkpoint, plan: Mapping[str, Parameter]) -> None:
+    """Refuses biases of packed matrices that the network has no place for, unless they are zeros.
+
+    Raises:
+        CheckpointError: one is not.
+    """
     for name in surplus_biases(checkpoint, plan):
         values = torch.empty(checkpoint.store.tensors[name].shape)
         checkpoint.store.read(name, values)

@@ -8,13 +8,15 @@ from typing import Any
 
 from qwenkit.core.errors import TokenizerError
 from qwenkit.tokenizer.base import Tokenizer
+from qwenkit.tokenizer.copy import has_tokenizer
 from qwenkit.tokenizer.gguf_vocab import tokenizer_from_gguf
 from qwenkit.tokenizer.load import load_tokenizer_files
+from qwenkit.weights.adapter_base import fetch_base, is_adapter
 from qwenkit.weights.gguf import GgufFile
 
 
 def tokenizer_of(path: Path, metadata: Mapping[str, Any] | None = None) -> Tokenizer:
-    """Reads the tokenizer of a model folder or a .gguf file.
+    """Reads the tokenizer of a model folder or a .gguf file; an adapter without one has that of its base.
 
     Args:
         path: folder or file.
@@ -24,6 +26,8 @@ def tokenizer_of(path: Path, metadata: Mapping[str, Any] | None = None) -> Token
         TokenizerError: no tokenizer files, or they cannot be read.
         CheckpointError: the GGUF file cannot be read.
     """
+    if is_adapter(path) and not has_tokenizer(path):
+        return tokenizer_of(fetch_base(path)[1])
     if path.is_dir():
         return load_tokenizer_files(path)
     if path.suffix == ".tiktoken":

@@ -10,6 +10,7 @@ import pytest
 import qwenkit.kernels.doctor
 import qwenkit.weights.doctor
 import qwenkit.weights.inspect
+import qwenkit.weights.inspect_adapter
 from qwenkit.cli.doctor import doctor
 from qwenkit.cli.inspect_model import inspect_model
 
@@ -48,6 +49,7 @@ def _reports(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         qwenkit.weights.inspect, "inspect_model", lambda model: types.SimpleNamespace(**facts)
     )
+    monkeypatch.setattr(qwenkit.weights.inspect_adapter, "find_adapter", lambda model: None)
     speed = qwenkit.kernels.doctor.Check("memory read", "20.0 GB/s", numbers={"bytes_per_second": 2e10})
     monkeypatch.setattr(qwenkit.weights.doctor, "report", lambda: [check])
     monkeypatch.setattr(qwenkit.weights.doctor, "speed_report", lambda: [speed])

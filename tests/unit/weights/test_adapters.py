@@ -19,7 +19,8 @@ from qwenkit.config.model import RopeConfig
 from qwenkit.core.errors import CheckpointError, ConfigError, QwenkitError
 from qwenkit.layers.lora import Adapter
 from qwenkit.model.transformer import Transformer
-from qwenkit.weights.adapters import is_adapter, load_adapter
+from qwenkit.weights.adapter_base import is_adapter
+from qwenkit.weights.adapters import load_adapter
 from tests.support.adapters import write_adapter
 from tests.support.bad import GOOD as WHOLE_MODEL
 from tests.support.networks import family_config, random_network

@@ -1,0 +1,1 @@
+"""Fine-tuning on transformers, PEFT and accelerate. Knows nothing of engines or servers."""

@@ -1,0 +1,75 @@
+"""Writes what a run has learnt as a complete folder: weights or adapter, settings, tokenizer and chat template."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from qwenkit.train.base import Base
+
+_SIDE_FILES = (
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "tokenizer.model",
+    "chat_template.jinja",
+    "chat_template.json",
+    "qwen.tiktoken",
+    "qwen_extra.tiktoken",
+)
+_SHARD_BYTES = 2 << 30
+
+
+def save_result(trainer: Any, base: Base, folder: Path) -> None:
+    """Writes the result, in a folder beside first, so that no half of it is ever seen. Every process calls this.
+
+    Args:
+        trainer: after training.
+        base: what was trained; weights are saved in its type.
+        folder: gets the files; others in it stay.
+    """
+    temporary = folder / ".saving"
+    if trainer.args.should_save:
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+    network = trainer.accelerator.unwrap_model(trainer.model)
+    if hasattr(network, "peft_config"):
+        trainer.save_model(str(temporary), _internal_call=True)
+    else:
+        _save_weights(trainer, network, base, temporary)
+    if not trainer.args.should_save:
+        return
+    for name in ("training_args.bin", "README.md"):
+        (temporary / name).unlink(missing_ok=True)
+    for name in _SIDE_FILES:
+        if (base.folder / name).is_file():
+            shutil.copyfile(base.folder / name, temporary / name)
+    for file in sorted(temporary.iterdir()):
+        file.replace(folder / file.name)
+    temporary.rmdir()
+
+
+def _save_weights(trainer: Any, network: Any, base: Base, folder: Path) -> None:
+    """All weights, in the type they had; while they were trained they were float32."""
+    state = trainer.accelerator.get_state_dict(trainer.model_wrapped)
+    if not trainer.args.should_save:
+        return
+    dtype = _stored_dtype(base)
+    state = {name: t.to(dtype) if t.is_floating_point() else t for name, t in state.items()}
+    network.config.dtype = dtype
+    network.save_pretrained(folder, state_dict=state, max_shard_size=_SHARD_BYTES)
+
+
+def _stored_dtype(base: Base) -> torch.dtype:
+    raw = json.loads((base.folder / "config.json").read_text("utf-8"))
+    named = str(raw.get("dtype") or raw.get("torch_dtype") or "bfloat16")
+    found = getattr(torch, named.removeprefix("torch."), None)
+    return found if isinstance(found, torch.dtype) and found.is_floating_point else torch.bfloat16

@@ -1,0 +1,154 @@
+"""transformers' Trainer with our loss, our count of tokens and our settings."""
+
+from __future__ import annotations
+
+import json
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from torch import Tensor
+
+from qwenkit.core.errors import InputError, NumericsError
+from qwenkit.train.options import FinetuneOptions
+from qwenkit.train.progress import Meter
+
+_ZERO = ("zero2", "zero3")
+
+
+class Trainer(transformers.Trainer):
+    """Counts tokens, and refuses to go on with NaN.
+
+    Args:
+        meter: listens and counts.
+        options: those of transformers.Trainer; the model's loss takes ``num_items_in_batch``.
+    """
+
+    def __init__(self, *, meter: Meter, **options: Any) -> None:
+        super().__init__(**options, callbacks=[meter])
+        self.model_accepts_loss_kwargs = True
+        self._meter = meter
+        self.remove_callback(transformers.trainer_callback.PrinterCallback)
+
+    def training_step(
+        self, model: Any, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None = None
+    ) -> Tensor:
+        """One forward and backward pass."""
+        mask = inputs.get("attention_mask")
+        self._meter.tokens += int(mask.sum()) if mask is not None else inputs["input_ids"].numel()
+        loss: Tensor = super().training_step(model, inputs, num_items_in_batch)
+        if not torch.isfinite(loss):
+            raise NumericsError(
+                f"the loss became {loss.item()} in step {self.state.global_step + 1}; lower learning_rate, or use dtype bfloat16 or float32"
+            )
+        return loss
+
+
+def training_arguments(
+    options: FinetuneOptions, folder: Path, dtype: torch.dtype, *, board: Path | None
+) -> transformers.TrainingArguments:
+    """The settings as transformers wants them. Making these starts the process group of a launch by torchrun.
+
+    Args:
+        options: of the run.
+        folder: for checkpoints.
+        dtype: of computing.
+        board: folder for TensorBoard; None: none.
+    """
+    evaluates = bool(options.eval_data or options.eval_share)
+    on_gpu = options.device != "cpu" and torch.cuda.is_available()
+    every = "steps" if options.eval_every else "epoch"
+    save = _save_settings(options, evaluates)
+    settings: dict[str, Any] = {
+        "output_dir": str(folder),
+        "num_train_epochs": options.epochs,
+        "max_steps": options.max_steps or -1,
+        "per_device_train_batch_size": options.batch_size,
+        "per_device_eval_batch_size": options.batch_size,
+        "gradient_accumulation_steps": options.accumulate,
+        "learning_rate": options.top_rate,
+        "lr_scheduler_type": options.schedule,
+        "warmup_steps": options.warmup_share,
+        "weight_decay": options.weight_decay,
+        "adam_beta2": options.adam_beta2,
+        "max_grad_norm": options.max_grad_norm,
+        "bf16": dtype == torch.bfloat16,
+        "fp16": dtype == torch.float16,
+        "seed": options.seed,
+        "logging_steps": options.log_every,
+        "logging_first_step": True,
+        "logging_nan_inf_filter": False,
+        "eval_strategy": every if evaluates else "no",
+        "eval_steps": options.eval_every,
+        "prediction_loss_only": True,
+        "remove_unused_columns": False,
+        "label_names": ["labels"],
+        "report_to": ["tensorboard"] if board is not None else [],
+        "disable_tqdm": True,
+        "log_level": "error",
+        "log_level_replica": "error",
+        "use_cpu": not on_gpu,
+        "dataloader_pin_memory": on_gpu,
+        "deepspeed": deepspeed_settings(options.deepspeed),
+        **save,
+    }
+    if options.fsdp:
+        settings |= {
+            "fsdp": "full_shard auto_wrap",
+            "fsdp_config": {"version": 2, "state_dict_type": "FULL_STATE_DICT"},
+        }
+    return transformers.TrainingArguments(**settings)
+
+
+def _save_settings(options: FinetuneOptions, evaluates: bool) -> dict[str, Any]:
+    """The best of several evaluations can only be kept where a checkpoint is written with each."""
+    settings: dict[str, Any] = {
+        "save_strategy": "steps",
+        "save_steps": options.save_every,
+        "save_total_limit": options.keep,
+    }
+    if evaluates and options.patience is not None:
+        settings |= {
+            "load_best_model_at_end": True,
+            "metric_for_best_model": "eval_loss",
+            "greater_is_better": False,
+        }
+        if options.eval_every is None:
+            settings["save_strategy"] = "epoch"
+        else:
+            settings["save_steps"] = options.eval_every
+    return settings
+
+
+def deepspeed_settings(named: str | None) -> dict[str, Any] | None:
+    """The configuration of DeepSpeed: one of ours, or a file.
+
+    Raises:
+        InputError: there is no such file, or it holds no JSON object.
+    """
+    if named is None:
+        return None
+    if named in _ZERO:
+        text = (resources.files("qwenkit.train") / "configs" / f"{named}.json").read_text("utf-8")
+    else:
+        try:
+            text = Path(named).read_text("utf-8")
+        except OSError as error:
+            raise InputError(
+                f"deepspeed {named}: {error.strerror}; use {', '.join(_ZERO)} or a configuration file"
+            ) from None
+    try:
+        loaded = json.loads(text)
+    except ValueError as error:
+        raise InputError(f"deepspeed {named} is not JSON: {error}") from None
+    if not isinstance(loaded, dict):
+        raise InputError(f"deepspeed {named} must hold a JSON object")
+    return loaded
+
+
+def uses_zero3(options: FinetuneOptions) -> bool:
+    """Whether weights are sharded by DeepSpeed."""
+    settings = deepspeed_settings(options.deepspeed) or {}
+    return bool(settings.get("zero_optimization", {}).get("stage") == 3)
