@@ -162,13 +162,14 @@ def load_network(base: Base, options: FinetuneOptions, dtype: torch.dtype) -> An
     Returns:
         PreTrainedModel, or PeftModel around one.
     """
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM, set_seed
 
     import qwenkit.hf  # noqa: F401  (registers the first generation)
     from qwenkit.train.loss import use_head_loss
 
     kept = torch.float32 if options.method == "full" else dtype
     quieten()
+    set_seed(options.seed)  # of the fresh matrices of an adapter
     network: Any = AutoModelForCausalLM.from_pretrained(
         base.folder, dtype=kept, attn_implementation="sdpa", local_files_only=True
     )

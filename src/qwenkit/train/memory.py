@@ -47,7 +47,7 @@ class MemoryEstimate:
 
 
 def estimate_memory(
-    base: Base, options: FinetuneOptions, *, weights_bytes: int, tables: str
+    base: Base, options: FinetuneOptions, *, weights_bytes: int, tables: str, longest: int
 ) -> MemoryEstimate:
     """What a run of these settings takes.
 
@@ -56,6 +56,7 @@ def estimate_memory(
         options: method, rank, batch and length.
         weights_bytes: of the network as it is held while nothing is trained.
         tables: what is trained of embedding and head: all, chatml or none.
+        longest: tokens of the longest row.
     """
     config = base.config
     count = parameter_count(config)
@@ -64,7 +65,7 @@ def estimate_memory(
     else:
         trained = adapter_count(base, options, tables)
         weights = weights_bytes + trained * _MASTER
-    tokens = options.batch_size * options.max_length
+    tokens = options.batch_size * longest
     return MemoryEstimate(
         weights=weights,
         gradients=trained * _MASTER,

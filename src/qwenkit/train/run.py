@@ -165,6 +165,10 @@ class Run:
             resumes_at=_step(resumed) or None,
         )
 
+    def stop(self) -> None:
+        """Asks a run under way to stop behind its step, with a checkpoint; any thread may ask."""
+        self._stop.set()
+
     @property
     def is_main(self) -> bool:
         """Whether this process is the one that speaks."""
@@ -230,7 +234,8 @@ class Run:
             held = weights_bytes(checkpoint, self._dtype)
         finally:
             checkpoint.store.close()
-        estimate = estimate_memory(base, options, weights_bytes=held, tables=tables)
+        longest = options.max_length if options.packing else self._data.report.longest or options.max_length
+        estimate = estimate_memory(base, options, weights_bytes=held, tables=tables, longest=longest)
         is_gpu = self._args.device.type == "cuda"
         self._free = torch.cuda.mem_get_info()[0] if is_gpu else available_memory()
         sharded = options.fsdp or options.deepspeed is not None
@@ -269,6 +274,8 @@ class Run:
         Raises:
             QwenkitError: the model cannot be loaded or the loss is no number any more.
         """
+        from transformers import EarlyStoppingCallback
+
         from qwenkit.train.progress import Meter, device_memory
         from qwenkit.train.trainer import Trainer
 
@@ -287,6 +294,8 @@ class Run:
             eval_dataset=self._held_out,
             data_collator=self._collator(),
         )
+        if options.patience is not None:
+            trainer.add_callback(EarlyStoppingCallback(options.patience))
         with _stopping(self._stop):
             trainer.train(resume_from_checkpoint=None if resumed is None else str(resumed))
         return self._finish(trainer, meter, time.perf_counter() - started, device_memory())
@@ -310,7 +319,7 @@ class Run:
             steps=trainer.state.global_step,
             first_loss=losses[0] if losses else math.nan,
             loss=sum(tail) / len(tail) if tail else math.nan,
-            eval_loss=held[-1] if held else None,
+            eval_loss=_kept_loss(trainer, held),
             tokens=meter.tokens,
             seconds=round(seconds, 3),
             peak_memory=memory,
@@ -332,6 +341,12 @@ class Run:
             self._note(f"no curve is drawn: {error}")
             return None
         return path
+
+
+def _kept_loss(trainer: Any, held_out: list[float]) -> float | None:
+    """Held-out loss of the weights that are kept: the best of a run with patience, else the last."""
+    best = trainer.state.best_metric if trainer.args.load_best_model_at_end else None
+    return best if best is not None else held_out[-1] if held_out else None
 
 
 def _step(checkpoint: Path | None) -> int:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from qwenkit.train.base import Base
+from qwenkit.weights.write import write_json
 
 _SIDE_FILES = (
     "generation_config.json",
@@ -52,9 +53,17 @@ def save_result(trainer: Any, base: Base, folder: Path) -> None:
     for name in _SIDE_FILES:
         if (base.folder / name).is_file():
             shutil.copyfile(base.folder / name, temporary / name)
+    _speak_chatml(temporary / "generation_config.json")
     for file in sorted(temporary.iterdir()):
         file.replace(folder / file.name)
     temporary.rmdir()
+
+
+def _speak_chatml(file: Path) -> None:
+    """A base model of the first generation says that it continues text; now it holds conversations."""
+    settings = json.loads(file.read_text("utf-8")) if file.is_file() else {}
+    if settings.get("chat_format") == "raw":
+        write_json(file, settings | {"chat_format": "chatml"})
 
 
 def _save_weights(trainer: Any, network: Any, base: Base, folder: Path) -> None:

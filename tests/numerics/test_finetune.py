@@ -1,0 +1,195 @@
+"""Runs on tiny models: what is learnt, that stopping changes nothing, and that others can use the result."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from qwenkit import LLM
+from qwenkit.core.errors import InputError
+from qwenkit.train.run import Run
+from tests.support.finetuning import losses, options, run, write_conversations
+
+FAMILIES = ("llama", "qwen2", "qwen")
+
+
+def _weights(folder: Path) -> dict[str, torch.Tensor]:
+    found = [load_file(file) for file in sorted(folder.glob("*.safetensors"))]
+    return {name: tensor for part in found for name, tensor in part.items()}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_loss_falls_and_the_folder_is_complete(tmp_path: Path, family: str, method: str) -> None:
+    chosen = options(tmp_path, family, method=method, max_steps=12)
+    result = run(chosen)
+    curve = losses(result.folder)
+    assert len(curve) == result.steps == 12
+    assert curve[-1] < 0.7 * curve[0]
+    assert result.plot is not None
+    assert result.plot.stat().st_size > 5000
+    record = json.loads((result.folder / "finetune.json").read_text())
+    assert record["finished"]
+    assert record["result"]["steps"] == 12
+    with LLM(str(result.folder), dtype="float32") as llm:
+        text = llm.chat("Colour 1?").text
+    with LLM(chosen.model, dtype="float32") as base:
+        assert base.chat("Colour 1?").text != text
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_adapter_is_one_of_peft(tmp_path: Path, family: str) -> None:
+    """PEFT on transformers' model and our engine on our network give the same logits."""
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    import qwenkit.hf  # noqa: F401
+
+    chosen = options(tmp_path, family)
+    result = run(chosen)
+    config = json.loads((result.folder / "adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == chosen.model
+    assert config["inference_mode"]
+    base = AutoModelForCausalLM.from_pretrained(chosen.model, dtype=torch.float32)
+    network = PeftModel.from_pretrained(base, result.folder).eval()
+    ids = torch.arange(40, 90)[None]
+    with torch.no_grad():
+        expected = network(input_ids=ids).logits[0]
+    with LLM(str(result.folder), dtype="float32") as llm:
+        got = torch.as_tensor(llm.logits([ids[0].tolist()])[0])
+    torch.testing.assert_close(got, expected[:, : got.shape[1]], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("method", ["lora", "full"])
+@pytest.mark.parametrize("packing", [False, True])
+def test_a_stopped_run_goes_on_as_if_nothing_had_happened(tmp_path: Path, method: str, packing: bool) -> None:
+    whole = run(options(tmp_path, method=method, packing=packing, out=str(tmp_path / "whole")))
+    chosen = options(tmp_path, method=method, packing=packing, out=str(tmp_path / "parts"))
+    first = run(chosen, stop_after=2)  # heard behind the next step
+    assert first.interrupted
+    assert first.steps == 3
+    assert not list((tmp_path / "parts").glob("*.safetensors"))
+    second = run(chosen)
+    assert not second.interrupted
+    assert losses(second.folder) == losses(whole.folder)
+    ours, theirs = _weights(second.folder), _weights(whole.folder)
+    assert ours.keys() == theirs.keys()
+    for name, tensor in ours.items():
+        assert torch.equal(tensor, theirs[name]), name
+
+
+def test_dropout_too_goes_on(tmp_path: Path) -> None:
+    chosen = {"lora_dropout": 0.3, "max_steps": 4}
+    whole = run(options(tmp_path, out=str(tmp_path / "whole"), **chosen))
+    run(options(tmp_path, out=str(tmp_path / "parts"), **chosen), stop_after=2)
+    second = run(options(tmp_path, out=str(tmp_path / "parts"), **chosen))
+    assert losses(second.folder) == losses(whole.folder)
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen"])
+def test_packing_and_accumulation_leave_the_loss_alone(tmp_path: Path, family: str) -> None:
+    """All samples in one step: however they are laid out, the mean over their tokens is the same."""
+    write_conversations(tmp_path / "data.json", 12)
+    curves = [
+        losses(
+            run(
+                options(
+                    tmp_path,
+                    family,
+                    out=str(tmp_path / f"{packing}-{batch}-{accumulate}"),
+                    packing=packing,
+                    batch_size=batch,
+                    accumulate=accumulate,
+                    max_steps=3,
+                    lora_dropout=0.0,
+                )
+            ).folder
+        )
+        for packing, batch, accumulate in (
+            (False, 1, 12),
+            (False, 4, 3),
+            (False, 12, 1),
+            (True, 16, 1),
+            (True, 1, 16),
+        )
+    ]
+    for curve in curves[1:]:
+        assert curve == pytest.approx(curves[0], rel=2e-4)
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen"])
+def test_checkpointing_and_the_whole_logits_change_nothing(
+    tmp_path: Path, family: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = {"lora_dropout": 0.0, "max_steps": 3}
+    first = losses(run(options(tmp_path, family, out=str(tmp_path / "a"), **plain)).folder)
+    second = losses(
+        run(options(tmp_path, family, out=str(tmp_path / "b"), checkpointing=False, **plain)).folder
+    )
+    assert second == pytest.approx(first, rel=1e-5)
+    monkeypatch.setattr("qwenkit.train.loss.use_head_loss", lambda network: None)
+    third = losses(run(options(tmp_path, family, out=str(tmp_path / "c"), **plain)).folder)
+    assert third == pytest.approx(first, rel=1e-5)
+
+
+def test_twenty_steps_are_pinned(tmp_path: Path) -> None:
+    """The curve of a tiny model: a change of data order, labels, loss, schedule or optimiser shows here."""
+    chosen = options(tmp_path, "qwen", max_steps=20, lora_dropout=0.0, seed=3)
+    expected = json.loads((Path(__file__).parents[1] / "data" / "finetune_curve.json").read_text())
+    assert losses(run(chosen).folder) == pytest.approx(expected, rel=1e-3)
+
+
+def test_held_out_loss_and_early_stopping(tmp_path: Path) -> None:
+    chosen = options(
+        tmp_path,
+        eval_share=0.25,
+        eval_every=2,
+        patience=2,
+        max_steps=200,
+        learning_rate=0.3,
+        schedule="constant",
+    )
+    result = run(chosen)
+    assert result.steps < 200
+    lines = [json.loads(line) for line in (result.folder / "log.jsonl").read_text().splitlines()]
+    held = [line["eval_loss"] for line in lines if "eval_loss" in line]
+    assert len(held) >= 3
+    assert result.eval_loss == min(held)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"method": "qlora"}, "method qlora needs 4- or 8-bit weights"),
+        ({"dtype": "float16"}, "float16 cannot be trained on a CPU"),
+        ({"lora_targets": ("qq_proj",)}, "matches no module of this model; did you mean 'q_proj'?"),
+        ({"device": "cuda"}, "device cuda was asked for and there is none"),
+        ({"train_tables": "chatml"}, None),
+        ({"deepspeed": "zero9"}, "use zero2, zero3 or a configuration file"),
+        ({"lora_adapter": "nowhere"}, "lora_adapter nowhere"),
+    ],
+)
+def test_what_cannot_be_done_is_said(tmp_path: Path, changes: dict[str, Any], said: str | None) -> None:
+    chosen = options(tmp_path, **changes)
+    if said is None:
+        assert run(chosen).steps == 6
+        return
+    with pytest.raises(InputError) as caught:
+        run(chosen)
+    assert said in str(caught.value)
+
+
+def test_looking_at_a_run_writes_nothing(tmp_path: Path) -> None:
+    chosen = options(tmp_path)
+    each = Run(chosen)
+    plan = each.prepare()
+    assert plan.steps == 6
+    assert plan.data.samples == 24
+    assert plan.memory.trained_parameters < plan.memory.parameters
+    assert "⟦" in next(iter(each.previews(1, colour=False)))
+    assert not Path(chosen.out).exists()
