@@ -167,10 +167,10 @@ def test_held_out_loss_and_early_stopping(tmp_path: Path) -> None:
     [
         ({"method": "qlora"}, "method qlora needs 4- or 8-bit weights"),
         ({"dtype": "float16"}, "float16 cannot be trained on a CPU"),
-        ({"lora_targets": ("qq_proj",)}, "matches no module of this model; did you mean 'q_proj'?"),
+        ({"lora_targets": ("qq_proj",)}, "did you mean 'q_proj'?"),
         ({"device": "cuda"}, "device cuda was asked for and there is none"),
         ({"train_tables": "chatml"}, None),
-        ({"deepspeed": "zero9"}, "use zero2, zero3 or a configuration file"),
+        ({"deepspeed": "zero2"}, "between processes of a launcher"),
         ({"lora_adapter": "nowhere"}, "lora_adapter nowhere"),
     ],
 )

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from qwenkit.train.options import FinetuneOptions
-from qwenkit.train.run import FinetuneResult, Run
+from qwenkit.train.plan import FinetuneResult
+from qwenkit.train.run import Run
 from tests.support.tiny_models import write_model
 
 ANSWERS = ("red", "green", "blue", "grey", "black", "white", "pink", "teal")

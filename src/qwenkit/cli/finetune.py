@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,13 +17,15 @@ from qwenkit.cli import loading, pipes
 from qwenkit.cli.inspect_model import size
 from qwenkit.cli.options import JsonFlag
 from qwenkit.cli.quantize import duration
-from qwenkit.core.errors import InputError
+from qwenkit.core.environment import local_rank
+from qwenkit.core.errors import InputError, QwenkitError
 from qwenkit.train.options import FIELDS, default_of, field_types, read_options
 
 if TYPE_CHECKING:
+    from qwenkit.train.plan import FinetuneResult, Plan
     from qwenkit.train.progress import Progress
-    from qwenkit.train.run import FinetuneResult, Plan
 
+_EXIT_ERROR = 2
 _EXIT_INTERRUPTED = 130
 
 
@@ -94,16 +97,18 @@ def finetune(
     """Teach a model from conversations: LoRA, Q-LoRA or all weights. Whatever stops it, the same command goes on where it was."""
     if config is not None and not config.is_file():
         raise InputError(f"there is no file {config}; give a YAML file of options, or options alone")
-    options = read_options(config, given)
-    loading.fetch(options.model)
-    with loading.spinner("preparing"):
-        from qwenkit.train.run import Run, check_extra
+    with _told_once():
+        options = read_options(config, given)
+        loading.fetch(options.model)
+        with loading.spinner("preparing"):
+            from qwenkit.train.run import Run, check_extra
 
-        check_extra()
-        run = Run(options, on_note=_note)
-        planned = run.prepare()
+            check_extra()
+            run = Run(options, on_note=_note)
+            planned = run.prepare()
     if preview is not None:
-        _preview(run, preview)
+        if run.is_main:
+            _preview(run, preview)
         return
     if run.is_main:
         _announce(planned, as_json=as_json and plan)
@@ -117,6 +122,17 @@ def finetune(
     if result.interrupted:
         print("qwenkit: stopped; run the same command again to go on from there", file=sys.stderr)
         raise typer.Exit(_EXIT_INTERRUPTED)
+
+
+@contextlib.contextmanager
+def _told_once() -> Iterator[None]:
+    """Of several processes of a launcher, which all fail when one does, the first of each machine says why."""
+    try:
+        yield
+    except QwenkitError:
+        if local_rank():
+            raise typer.Exit(_EXIT_ERROR) from None
+        raise
 
 
 def _note(sentence: str) -> None:

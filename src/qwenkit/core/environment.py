@@ -6,6 +6,7 @@ QWENKIT_ISA        instruction set of the CPU kernels: amx, avx512, avx2, portab
 QWENKIT_API_KEY    key that is sent to a server; else OPENAI_API_KEY
 QWENKIT_API_KEYS   keys that `qwenkit serve` accepts, between commas
 QWENKIT_TRACEBACK  1 prints the traceback of an error of the command line
+LOCAL_RANK         set by torchrun and other launchers of several processes
 """
 
 from __future__ import annotations
@@ -52,6 +53,12 @@ def server_api_keys() -> tuple[str, ...]:
 def wants_traceback() -> bool:
     """Whether errors of the command line show where they came from."""
     return os.environ.get("QWENKIT_TRACEBACK") == "1"
+
+
+def local_rank() -> int | None:
+    """Which of the processes that a launcher such as torchrun started on this machine this is; None: it was started alone."""
+    number = os.environ.get("LOCAL_RANK", "")
+    return int(number) if number.isdigit() else None
 
 
 def _folder(own: str, base: str, fallback: str) -> Path:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from qwenkit.core.errors import InputError, did_you_mean
 from qwenkit.train.base import CHATML_TOKENS, Base
 from qwenkit.train.options import FinetuneOptions
+from qwenkit.weights.adapter_base import is_adapter
+from qwenkit.weights.adapter_file import read_adapter_config
 
 
 def tables_to_train(base: Base, options: FinetuneOptions) -> str:
@@ -28,14 +31,17 @@ def add_adapter(network: Any, base: Base, options: FinetuneOptions) -> Any:
     """
     from peft import LoraConfig, PeftModel, TaskType, get_peft_model
 
+    from qwenkit.train.lora_layers import use_fast_layers
+
     if options.method == "qlora":
         from qwenkit.hf.adapter_training import prepare_for_training
 
         prepare_for_training(network, gradient_checkpointing=False)
     if options.lora_adapter is not None:
-        return _existing(PeftModel, network, options.lora_adapter)
+        adapted = _existing(PeftModel, network, options.lora_adapter)
+        use_fast_layers(adapted)
+        return adapted
     targets = options.lora_targets or base.linears
-    _check_targets(network, targets)
     trained = tables_to_train(base, options)
     config = LoraConfig(
         task_type=TaskType.CAUSAL_LM,
@@ -48,7 +54,9 @@ def add_adapter(network: Any, base: Base, options: FinetuneOptions) -> Any:
         trainable_token_indices=_chatml_rows(base) if trained == "chatml" else None,
         ensure_weight_tying=bool(base.config.tie_embeddings and trained != "none"),
     )
-    return get_peft_model(network, config)
+    adapted = get_peft_model(network, config)
+    use_fast_layers(adapted)
+    return adapted
 
 
 def _tables(base: Base) -> tuple[str, ...]:
@@ -66,14 +74,27 @@ def _chatml_rows(base: Base) -> dict[str, list[int]]:
     return {table: [specials[token] for token in CHATML_TOKENS] for table in _tables(base)}
 
 
-def _check_targets(network: Any, targets: tuple[str, ...]) -> None:
-    names = [name for name, _ in network.named_modules()]
-    known = {name.split(".")[-1] for name in names if name}
-    for target in targets:
-        if not any(name == target or name.endswith("." + target) for name in names):
+def check_adapter(base: Base, options: FinetuneOptions) -> None:
+    """Refuses, before weights are loaded, targets that match nothing and an adapter that is none.
+
+    Raises:
+        InputError: with the names there are.
+        QwenkitError: the adapter's configuration cannot be read.
+    """
+    embed, head = base.tables
+    known = (*base.linears, embed, head)
+    for target in options.lora_targets:
+        if target.split(".")[-1] not in known:
             raise InputError(
-                f"lora_targets {target!r} matches no module of this model{did_you_mean(target, known)}"
+                f"lora_targets {target!r} matches no module of this model, which has {', '.join(known)}{did_you_mean(target, known)}"
             )
+    if options.lora_adapter is not None:
+        folder = Path(options.lora_adapter)
+        if not is_adapter(folder):
+            raise InputError(f"lora_adapter {folder} holds no adapter_config.json; give the folder of an adapter")
+        read_adapter_config(folder)
+    if tables_to_train(base, options) == "chatml":
+        _chatml_rows(base)
 
 
 def _existing(peft_model: Any, network: Any, folder: str) -> Any:

@@ -174,7 +174,6 @@ def load_network(base: Base, options: FinetuneOptions, dtype: torch.dtype) -> An
         base.folder, dtype=kept, attn_implementation="sdpa", local_files_only=True
     )
     network.config.use_cache = False
-    network.name_or_path = base.name
     if options.checkpointing:
         # The name changed in 5.23.
         enable = getattr(network, "activation_checkpointing_enable", network.gradient_checkpointing_enable)
@@ -182,9 +181,18 @@ def load_network(base: Base, options: FinetuneOptions, dtype: torch.dtype) -> An
     use_head_loss(network)
     if options.is_lora:
         from qwenkit.train.adapter import add_adapter
+        from qwenkit.train.trainer import uses_zero3
 
         network = add_adapter(network, base, options)
+        _set_trained_dtype(network, dtype if uses_zero3(options) else torch.float32)
     return network
+
+
+def _set_trained_dtype(network: Any, dtype: torch.dtype) -> None:
+    """Steps of Adam are too small for 16 bits. ZeRO-3 keeps copies in float32 itself, and wants one type for all that is trained."""
+    for weight in network.parameters():
+        if weight.requires_grad:
+            weight.data = weight.data.to(dtype)
 
 
 def quieten() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
@@ -30,10 +31,9 @@ def check_launch(options: FinetuneOptions) -> None:
     named = "deepspeed" if options.deepspeed else "fsdp" if options.fsdp else None
     if named is not None and local_rank() is None:
         raise InputError(f"{named} works between processes of a launcher; start it with {_LAUNCH}")
+    _quieten()
     if options.deepspeed:
-        _quiet("DeepSpeed")
         import_extra("deepspeed", "deepspeed")
-    _quiet("accelerate")
 
 
 def join_deepspeed() -> None:
@@ -44,7 +44,27 @@ def join_deepspeed() -> None:
         return
     # It would compile a faster all-reduce for one machine, for more than a minute; gloo does the same and works between machines.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    warnings.filterwarnings("ignore", category=FutureWarning, message=r"`torch\.distributed\.")
     deepspeed.init_distributed(dist_backend=distributed.get_backend(), auto_mpi_discovery=False)
+
+
+def join_fsdp(args: Any) -> None:
+    """Sets FSDP2 up as a single device computes: the types of weights stay and autocast does the rest.
+
+    Args:
+        args: TrainingArguments; changed.
+    """
+    from accelerate import PartialState
+    from accelerate.utils import DistributedType
+    from torch.distributed.fsdp import MixedPrecisionPolicy
+
+    # Without it embedding, norms and sums of gradients would be rounded to 16 bits too.
+    args.fsdp_plugin_args["mixed_precision_policy"] = MixedPrecisionPolicy()
+
+    state = PartialState()
+    if state.distributed_type == DistributedType.MULTI_CPU:
+        # On CPUs accelerate would leave FSDP out without a word; it is chosen among these, and the device stays.
+        state.distributed_type = DistributedType.MULTI_GPU
 
 
 def is_group() -> bool:
@@ -133,6 +153,11 @@ def _is_lost(error: Exception) -> bool:
     return isinstance(error, distributed.DistError) or any(sign in str(error) for sign in _LOST)
 
 
-def _quiet(name: str) -> None:
-    """Keeps warnings to developers out of the terminal, whatever level that logger gets later."""
-    logging.getLogger(name).addFilter(lambda record: record.levelno >= logging.ERROR)
+def _quieten() -> None:
+    """Keeps warnings to developers out of the terminal. DeepSpeed sets the level of its logger when it is imported, so that gets a filter."""
+    logging.getLogger("accelerate").setLevel(logging.ERROR)
+    logging.getLogger("DeepSpeed").addFilter(_is_error)
+
+
+def _is_error(record: logging.LogRecord) -> bool:
+    return record.levelno >= logging.ERROR

@@ -11,9 +11,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from transformers import TrainerCallback
+from transformers import EarlyStoppingCallback, TrainerCallback
+from transformers.integrations import TensorBoardCallback
 
 from qwenkit.quantize.progress import peak_memory
+from qwenkit.train.options import FinetuneOptions
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,6 +101,18 @@ class Meter(TrainerCallback):
                 file.write(json.dumps({"time": round(time.time(), 3), **progress.to_dict()}) + "\n")
         if self._listener is not None:
             self._listener(progress)
+
+
+def other_listeners(options: FinetuneOptions, board: Path | None) -> list[TrainerCallback]:
+    """What else follows a run: early stopping, and TensorBoard in the folder ``board`` (None: not in this process)."""
+    found: list[TrainerCallback] = []
+    if options.patience is not None:
+        found.append(EarlyStoppingCallback(options.patience))
+    if board is not None and "tensorboard" in options.loggers:
+        from torch.utils.tensorboard import SummaryWriter
+
+        found.append(TensorBoardCallback(SummaryWriter(str(board))))
+    return found
 
 
 def device_memory() -> int:

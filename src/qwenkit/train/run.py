@@ -8,7 +8,6 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +16,8 @@ import torch
 from qwenkit.core.errors import InputError
 from qwenkit.core.lazy import import_extra
 from qwenkit.kernels.cpu import available_memory
+from qwenkit.train import devices
+from qwenkit.train.adapter import check_adapter, tables_to_train
 from qwenkit.train.base import Base, compute_dtype, dtype_name, load_network, open_base
 from qwenkit.train.checkpoints import BOARD, LOG, PLOT, RunFolder, run_identity
 from qwenkit.train.collate import PackedCollator, PaddedCollator
@@ -24,8 +25,8 @@ from qwenkit.train.dataset import TrainingData
 from qwenkit.train.labels import LabelRules
 from qwenkit.train.memory import MemoryEstimate, estimate_memory
 from qwenkit.train.options import FinetuneOptions
+from qwenkit.train.plan import FinetuneResult, Plan
 from qwenkit.train.reading import Reading, read_samples
-from qwenkit.train.report import DataReport
 from qwenkit.train.samples import hold_out
 from qwenkit.weights.cache import format_size
 from qwenkit.weights.checkpoint import open_checkpoint
@@ -45,75 +46,6 @@ def check_extra() -> None:
     """
     for module in _MODULES:
         import_extra(module, "train")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Plan:
-    """What a run will do, known before weights are loaded."""
-
-    model: str
-    method: str
-    dtype: str
-    devices: int
-    steps: int
-    sequences_per_step: int
-    data: DataReport
-    held_out: DataReport | None
-    memory: MemoryEstimate
-    free_memory: int | None
-    resumes_at: int | None
-    """Step of the checkpoint that the run goes on from; None: it starts."""
-
-    def to_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        out = {k: v for k, v in asdict(self).items() if k not in ("data", "held_out", "memory")}
-        held_out = None if self.held_out is None else self.held_out.to_dict()
-        return {**out, "data": self.data.to_dict(), "held_out": held_out, "memory": self.memory.to_dict()}
-
-    def lines(self) -> list[str]:
-        """For people."""
-        memory = self.memory
-        share = memory.trained_parameters / memory.parameters
-        start = f", going on at step {self.resumes_at}" if self.resumes_at else ""
-        lines = [
-            f"{self.model}: {self.method} in {self.dtype} on {self.devices} device{'s' * (self.devices > 1)}, "
-            f"{memory.trained_parameters:,} of {memory.parameters:,} parameters ({share:.2%})",
-            *self.data.text().splitlines(),
-        ]
-        if self.held_out is not None:
-            lines.append(f"held out: {self.held_out.text().splitlines()[0]}")
-        lines.append(f"{self.steps} steps of {self.sequences_per_step} rows{start}")
-        free = "" if self.free_memory is None else f", {format_size(self.free_memory)} free"
-        lines.append(
-            f"memory about {format_size(memory.total)} (weights {format_size(memory.weights)}, gradients "
-            f"{format_size(memory.gradients)}, optimizer {format_size(memory.optimizer)}, activations "
-            f"{format_size(memory.activations)}){free}"
-        )
-        return lines
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FinetuneResult:
-    """What a run came to."""
-
-    folder: Path
-    steps: int
-    first_loss: float
-    loss: float
-    """Mean of the last tenth of the log."""
-    eval_loss: float | None
-    tokens: int
-    """Read by this process in this call, padding left out."""
-    seconds: float
-    """Of this call."""
-    peak_memory: int
-    plot: Path | None
-    interrupted: bool
-
-    def to_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        plot = None if self.plot is None else str(self.plot)
-        return {**asdict(self), "folder": str(self.folder), "plot": plot}
 
 
 class Run:
@@ -140,17 +72,22 @@ class Run:
             torch.set_num_threads(options.threads)
         from qwenkit.train.trainer import training_arguments
 
+        if "tensorboard" in options.loggers:
+            import_extra("tensorboard", "train")
+        devices.check_launch(options)
         self._dtype = compute_dtype(options)
-        board = self._folder.path / BOARD if "tensorboard" in options.loggers else None
-        self._args = training_arguments(options, self._folder.checkpoints, self._dtype, board=board)
-        with self._args.main_process_first(desc="opening the model"):
-            self._base = open_base(options)
-        self._read_data()
-        memory = self._estimate()
+        self._args = training_arguments(options, self._folder.checkpoints, self._dtype)
+        if options.deepspeed:
+            devices.join_deepspeed()
+        if options.fsdp:
+            devices.join_fsdp(self._args)
+        self._base = devices.together(lambda: open_base(options), one_first=True)
+        if options.is_lora:
+            check_adapter(self._base, options)
+        devices.together(self._read_data)
+        memory = devices.together(self._estimate)
         self._identity = run_identity(options, self._base.digest, self._digest, self._args.world_size)
-        resumed = None
-        if self.is_main:
-            resumed = self._folder.check(self._identity, restart=options.restart)
+        resumed = devices.from_first(lambda: self._folder.check(self._identity, restart=options.restart))
         return Plan(
             model=self._base.name,
             method=options.method,
@@ -168,6 +105,14 @@ class Run:
     def stop(self) -> None:
         """Asks a run under way to stop behind its step, with a checkpoint; any thread may ask."""
         self._stop.set()
+
+    def _wants_stop(self) -> bool:
+        """Signals reach processes between different steps, so they ask each other."""
+        return devices.any_of(self._stop.is_set(), self._args.device)
+
+    def _tell(self, sentence: str) -> None:
+        if self.is_main:
+            self._note(sentence)
 
     @property
     def is_main(self) -> bool:
@@ -225,8 +170,6 @@ class Run:
         return math.ceil(-(-batches // options.accumulate) * options.epochs)
 
     def _estimate(self) -> MemoryEstimate:
-        from qwenkit.train.adapter import tables_to_train
-
         options, base = self._options, self._base
         tables = tables_to_train(base, options) if options.is_lora else "none"
         checkpoint = open_checkpoint(base.folder)
@@ -245,19 +188,28 @@ class Run:
                 "use method lora or qlora, or shard them over several devices with fsdp or deepspeed zero3"
             )
         if not sharded and self._free and estimate.total > self._free:
-            self._note(
+            self._tell(
                 f"this run may take {format_size(estimate.total)} and {format_size(self._free)} are free; lower batch_size or max_length if it fails"
             )
         return estimate
 
     def _claim(self) -> Path | None:
         """The main process claims the folder; the others then see the same checkpoint."""
-        with self._args.main_process_first(desc="claiming the folder"):
-            if not self.is_main:
-                return self._folder.last_checkpoint()
+
+        def claim() -> Path | None:
             resumed = self._folder.claim(self._identity, restart=self._options.restart)
             self._folder.trim_log(_step(resumed))
             return resumed
+
+        def check() -> None:
+            if resumed is not None and not resumed.is_dir():
+                raise InputError(
+                    f"{resumed} is not on this machine; give an out folder that all machines share, or go on with --restart"
+                )
+
+        resumed = devices.from_first(claim)
+        devices.together(check)
+        return resumed
 
     def previews(self, count: int, *, colour: bool) -> Iterator[Any]:
         """Samples with what is learnt of them: rich Text, or str without colour."""
@@ -274,17 +226,14 @@ class Run:
         Raises:
             QwenkitError: the model cannot be loaded or the loss is no number any more.
         """
-        from transformers import EarlyStoppingCallback
-
-        from qwenkit.train.progress import Meter, device_memory
+        from qwenkit.train.progress import Meter, device_memory, other_listeners
         from qwenkit.train.trainer import Trainer
 
         options, started = self._options, time.perf_counter()
         resumed = self._claim()
         log = self._folder.path / LOG
-        meter = Meter(
-            log if self.is_main and "jsonl" in options.loggers else None, on_progress, self._stop.is_set
-        )
+        writes = self.is_main and "jsonl" in options.loggers
+        meter = Meter(log if writes else None, on_progress, self._wants_stop)
         network = load_network(self._base, options, self._dtype)
         trainer = Trainer(
             meter=meter,
@@ -294,11 +243,11 @@ class Run:
             eval_dataset=self._held_out,
             data_collator=self._collator(),
         )
-        if options.patience is not None:
-            trainer.add_callback(EarlyStoppingCallback(options.patience))
-        with _stopping(self._stop):
+        for listener in other_listeners(options, self._folder.path / BOARD if self.is_main else None):
+            trainer.add_callback(listener)
+        with _stopping(self._stop), devices.lost_peers():
             trainer.train(resume_from_checkpoint=None if resumed is None else str(resumed))
-        return self._finish(trainer, meter, time.perf_counter() - started, device_memory())
+            return self._finish(trainer, meter, time.perf_counter() - started, device_memory())
 
     def _collator(self) -> PackedCollator | PaddedCollator:
         tokenizer = self._base.tokenizer
@@ -320,7 +269,7 @@ class Run:
             first_loss=losses[0] if losses else math.nan,
             loss=sum(tail) / len(tail) if tail else math.nan,
             eval_loss=_kept_loss(trainer, held),
-            tokens=meter.tokens,
+            tokens=devices.sum_of(meter.tokens, self._args.device),
             seconds=round(seconds, 3),
             peak_memory=memory,
             plot=self._draw(history) if self.is_main else None,
@@ -338,7 +287,7 @@ class Run:
         try:
             draw_loss(history, path, f"{self._base.folder.name}, {self._options.method}")
         except MissingExtraError as error:
-            self._note(f"no curve is drawn: {error}")
+            self._tell(f"no curve is drawn: {error}")
             return None
         return path
 

@@ -44,6 +44,8 @@ def save_result(trainer: Any, base: Base, folder: Path) -> None:
     network = trainer.accelerator.unwrap_model(trainer.model)
     if hasattr(network, "peft_config"):
         trainer.save_model(str(temporary), _internal_call=True)
+        if trainer.args.should_save:
+            _name_base(temporary / "adapter_config.json", base.name)
     else:
         _save_weights(trainer, network, base, temporary)
     if not trainer.args.should_save:
@@ -57,6 +59,12 @@ def save_result(trainer: Any, base: Base, folder: Path) -> None:
     for file in sorted(temporary.iterdir()):
         file.replace(folder / file.name)
     temporary.rmdir()
+
+
+def _name_base(file: Path, name: str) -> None:
+    """While training, the base is a folder of ours, lest PEFT look for its name on the hub."""
+    settings = json.loads(file.read_text("utf-8"))
+    write_json(file, settings | {"base_model_name_or_path": name})
 
 
 def _speak_chatml(file: Path) -> None:

@@ -12,6 +12,7 @@ import transformers
 from torch import Tensor
 
 from qwenkit.core.errors import InputError, NumericsError
+from qwenkit.train.devices import wait_for_all
 from qwenkit.train.options import FinetuneOptions
 from qwenkit.train.progress import Meter
 
@@ -45,9 +46,21 @@ class Trainer(transformers.Trainer):
             )
         return loss
 
+    def autocast_smart_context_manager(self, cache_enabled: bool | None = True) -> Any:
+        """accelerate puts autocast around every model but those of FSDP2. Casts are not cached: that would keep all weights gathered."""
+        if self.is_fsdp_enabled and (self.args.bf16 or self.args.fp16):
+            dtype = torch.bfloat16 if self.args.bf16 else torch.float16
+            return torch.autocast(self.args.device.type, dtype=dtype, cache_enabled=False)
+        return super().autocast_smart_context_manager(cache_enabled)
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        """The file behind this one tells that a checkpoint is whole, so it has to wait for all processes."""
+        super()._save_rng_state(output_dir)
+        wait_for_all()
+
 
 def training_arguments(
-    options: FinetuneOptions, folder: Path, dtype: torch.dtype, *, board: Path | None
+    options: FinetuneOptions, folder: Path, dtype: torch.dtype
 ) -> transformers.TrainingArguments:
     """The settings as transformers wants them. Making these starts the process group of a launch by torchrun.
 
@@ -55,7 +68,6 @@ def training_arguments(
         options: of the run.
         folder: for checkpoints.
         dtype: of computing.
-        board: folder for TensorBoard; None: none.
     """
     evaluates = bool(options.eval_data or options.eval_share)
     on_gpu = options.device != "cpu" and torch.cuda.is_available()
@@ -85,18 +97,19 @@ def training_arguments(
         "prediction_loss_only": True,
         "remove_unused_columns": False,
         "label_names": ["labels"],
-        "report_to": ["tensorboard"] if board is not None else [],
+        "report_to": [],
         "disable_tqdm": True,
         "log_level": "error",
         "log_level_replica": "error",
         "use_cpu": not on_gpu,
+        "ddp_find_unused_parameters": False,
         "dataloader_pin_memory": on_gpu,
         "deepspeed": deepspeed_settings(options.deepspeed),
         **save,
     }
     if options.fsdp:
         settings |= {
-            "fsdp": "full_shard auto_wrap",
+            "fsdp": True,
             "fsdp_config": {"version": 2, "state_dict_type": "FULL_STATE_DICT"},
         }
     return transformers.TrainingArguments(**settings)
