@@ -12,8 +12,12 @@ from safetensors.torch import load_file
 
 from qwenkit import LLM
 from qwenkit.core.errors import InputError
+from qwenkit.quantize.recipe import Recipe
+from qwenkit.quantize.run import quantize_model
+from qwenkit.train.merge import merge_adapter
 from qwenkit.train.run import Run
 from tests.support.finetuning import losses, options, run, write_conversations
+from tests.support.tiny_models import write_model, write_text
 
 FAMILIES = ("llama", "qwen2", "qwen")
 
@@ -193,3 +197,68 @@ def test_looking_at_a_run_writes_nothing(tmp_path: Path) -> None:
     assert plan.memory.trained_parameters < plan.memory.parameters
     assert "⟦" in next(iter(each.previews(1, colour=False)))
     assert not Path(chosen.out).exists()
+
+
+@pytest.mark.parametrize("tables", ["all", "chatml", "none"])
+def test_base_models_learn_the_tokens_of_conversations(tmp_path: Path, tables: str) -> None:
+    """Embedding and head, or their rows of two tokens, are stored with the adapter and used from it."""
+    chosen = options(tmp_path, "qwen", train_tables=tables, max_steps=4)
+    result = run(chosen)
+    names = set(load_file(result.folder / "adapter_model.safetensors"))
+    stored = {name for name in names if "wte" in name or "lm_head" in name}
+    assert bool(stored) == (tables != "none")
+    if tables == "all":
+        assert {name.split(".")[-2] for name in stored} == {"wte", "lm_head"}
+    with LLM(str(result.folder), dtype="float32") as llm:
+        adapted = torch.as_tensor(llm.logits([[40, 256, 257, 41]])[0])
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    import qwenkit.hf  # noqa: F401
+
+    base = AutoModelForCausalLM.from_pretrained(chosen.model, dtype=torch.float32)
+    network = PeftModel.from_pretrained(base, result.folder).eval()
+    with torch.no_grad():
+        expected = network(input_ids=torch.tensor([[40, 256, 257, 41]])).logits[0]
+    torch.testing.assert_close(adapted, expected[:, : adapted.shape[1]], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen"])
+@pytest.mark.parametrize("layout", ["gptq", "awq-gemm"])
+def test_qlora_from_quantised_weights_to_a_merged_model(tmp_path: Path, family: str, layout: str) -> None:
+    method = "gptq" if layout == "gptq" else "awq"
+    plain = write_model(tmp_path / "plain", family)
+    small = tmp_path / "small"
+    recipe = Recipe(method=method, layout=layout, group_size=32, num_samples=8, sample_length=64)
+    quantize_model(plain, small, recipe, calibration=write_text(tmp_path / "text.txt"))
+    chosen = options(tmp_path, family, model=str(small), method="qlora", max_steps=12)
+    result = run(chosen)
+    curve = losses(result.folder)
+    assert curve[-1] < 0.8 * curve[0]
+    merge_adapter(result.folder, tmp_path / "merged", dequantize=True, dtype="float32")
+    with LLM(str(result.folder), dtype="float32", activations="float") as llm:
+        adapted = torch.as_tensor(llm.logits([list(range(40, 70))])[0])
+    with LLM(str(tmp_path / "merged"), dtype="float32") as llm:
+        merged = torch.as_tensor(llm.logits([list(range(40, 70))])[0])
+    torch.testing.assert_close(adapted, merged, rtol=2e-3, atol=2e-3)
+
+
+def test_an_adapter_goes_on_with_other_data(tmp_path: Path) -> None:
+    first = run(options(tmp_path, out=str(tmp_path / "first"), max_steps=8))
+    write_conversations(tmp_path / "more.json", 8)
+    more = {"data": (str(tmp_path / "more.json"),), "lora_adapter": str(first.folder), "max_steps": 2}
+    second = run(options(tmp_path, out=str(tmp_path / "second"), **more))
+    assert losses(second.folder)[0] < 0.8 * losses(first.folder)[0]
+
+
+def test_full_training_keeps_the_type_of_the_weights(tmp_path: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    folder = tmp_path / "bf16"
+    model = AutoModelForCausalLM.from_pretrained(write_model(tmp_path / "m", "llama"), dtype=torch.bfloat16)
+    model.save_pretrained(folder)
+    for name in ("tokenizer.json", "tokenizer_config.json", "generation_config.json"):
+        (folder / name).write_bytes((tmp_path / "m" / name).read_bytes())
+    result = run(options(tmp_path, model=str(folder), method="full", max_steps=2))
+    assert {tensor.dtype for tensor in _weights(result.folder).values()} == {torch.bfloat16}
+    assert json.loads((result.folder / "config.json").read_text())["dtype"] == "bfloat16"

@@ -81,8 +81,10 @@ def _save_weights(trainer: Any, network: Any, base: Base, folder: Path) -> None:
         return
     dtype = _stored_dtype(base)
     state = {name: t.to(dtype) if t.is_floating_point() else t for name, t in state.items()}
-    network.config.dtype = dtype
     network.save_pretrained(folder, state_dict=state, max_shard_size=_SHARD_BYTES)
+    settings = json.loads((folder / "config.json").read_text("utf-8"))
+    key = "torch_dtype" if "torch_dtype" in settings else "dtype"
+    write_json(folder / "config.json", settings | {key: str(dtype).removeprefix("torch.")})
 
 
 def _stored_dtype(base: Base) -> torch.dtype:
