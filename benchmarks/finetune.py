@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import gc
 import importlib.util
+import itertools
 import json
 import platform
 import resource
@@ -86,7 +87,7 @@ def ours(args: argparse.Namespace, folder: Path) -> Any:
     return Trainer(
         meter=Meter(None, None, lambda: False),
         model=network,
-        args=training_arguments(options, folder, dtype, board=None),
+        args=training_arguments(options, folder, dtype),
         train_dataset=Rows(args.steps * args.accumulate, sample),
         data_collator=PaddedCollator(0),
     )
@@ -112,6 +113,7 @@ def theirs(args: argparse.Namespace, folder: Path) -> Any:
         args.model, dtype=kept, attn_implementation="sdpa", **quantised
     )
     model.config.use_cache = False
+    tokenizer = transformers.AutoTokenizer.from_pretrained(args.model)  # every run has one in memory
     if args.method != "full":
         model = _adapted(model, args.method == "qlora")
     settings = {
@@ -123,6 +125,7 @@ def theirs(args: argparse.Namespace, folder: Path) -> Any:
         "gradient_checkpointing_kwargs": {"use_reentrant": False},
         "learning_rate": 1e-5 if args.method == "full" else 3e-4,
         "lr_scheduler_type": "cosine",
+        "warmup_steps": 0.01,
         "weight_decay": 0.1,
         "adam_beta2": 0.95,
         "bf16": dtype == torch.bfloat16,
@@ -143,6 +146,7 @@ def theirs(args: argparse.Namespace, folder: Path) -> Any:
         args=transformers.TrainingArguments(**settings),
         train_dataset=Rows(args.steps * args.accumulate, sample),
         data_collator=transformers.default_data_collator,
+        processing_class=tokenizer,
     )
 
 
@@ -169,16 +173,17 @@ def work(args: argparse.Namespace) -> None:
     if args.threads:
         torch.set_num_threads(args.threads)
     ends = [0.0]
+    clock = time.process_time if args.cpu_time else time.perf_counter
 
     class Clock(transformers.TrainerCallback):
         def on_step_begin(self, *_: Any, **__: Any) -> None:
             synchronise()
             if len(ends) == 1:
-                ends[0] = time.perf_counter()
+                ends[0] = clock()
 
         def on_step_end(self, *_: Any, **__: Any) -> None:
             synchronise()
-            ends.append(time.perf_counter())
+            ends.append(clock())
 
     def synchronise() -> None:
         if torch.cuda.is_available():
@@ -191,7 +196,7 @@ def work(args: argparse.Namespace) -> None:
         forget_peak()
         trainer.train()
     losses = [line["loss"] for line in trainer.state.log_history if "loss" in line]
-    seconds = [end - start for start, end in zip(ends, ends[1:], strict=False)]
+    seconds = [end - start for start, end in itertools.pairwise(ends)]
     print(json.dumps({"seconds": seconds[1:] or seconds, "bytes": peak(), "losses": losses}))
 
 
@@ -249,6 +254,7 @@ def run_once(
         *given,
     ]
     command += ["--labelled", args.labelled, *(["--keep-activations"] if args.keep_activations else [])]
+    command += ["--cpu-time"] if args.cpu_time else []
     command += ["--threads", args.threads] if args.threads else []
     done = subprocess.run([str(part) for part in command], capture_output=True, text=True, check=False)
     if done.returncode:
@@ -311,6 +317,7 @@ def about(args: argparse.Namespace) -> dict[str, Any]:
     return {
         "device": torch.cuda.get_device_name() if on_gpu else cpu_model(),
         "threads": args.threads or torch.get_num_threads(),
+        "seconds": "of the processor" if args.cpu_time else "of the clock",
         "dtype": args.dtype,
         "accumulate": args.accumulate,
         "labelled": args.labelled,
@@ -339,6 +346,9 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=3, help="of a process; the first one is not counted")
     parser.add_argument("--rounds", type=int, default=3, help="processes of each side")
     parser.add_argument("--threads", type=int)
+    parser.add_argument(
+        "--cpu-time", action="store_true", help="processor's seconds; with --threads 1 on a busy machine"
+    )
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--side", choices=("qwenkit", "transformers"), help=argparse.SUPPRESS)
     parser.add_argument("--method", choices=METHODS, help=argparse.SUPPRESS)

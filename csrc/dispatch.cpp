@@ -25,10 +25,10 @@ static bool has_f16c() {
 }
 #endif
 
-extern "C" void qk_abi(int64_t out[9]) {
+extern "C" void qk_abi(int64_t out[10]) {
   const int64_t values[] = {QK_ABI_VERSION,  sizeof(QkLayer), sizeof(QkModel),  sizeof(QkPool),  sizeof(QkLora),
-                            sizeof(QkAdapter), sizeof(QkSpan),  sizeof(QkMatrix), sizeof(QkLinear)};
-  std::copy(values, values + 9, out);
+                            sizeof(QkAdapter), sizeof(QkSpan),  sizeof(QkMatrix), sizeof(QkLinear), sizeof(QkWords)};
+  std::copy(values, values + 10, out);
 }
 
 extern "C" int32_t qk_best_isa() {

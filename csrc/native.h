@@ -4,7 +4,7 @@
 #include <cstdint>
 
 // Count up with every change of what follows, so that Python refuses a library that was compiled before it.
-#define QK_ABI_VERSION 4
+#define QK_ABI_VERSION 5
 #define QK_API __attribute__((visibility("default")))
 
 extern "C" {
@@ -102,9 +102,22 @@ struct QkSpan {
 
 enum QkStatus : int32_t { QK_DONE = 0, QK_NO_ISA = 1, QK_NO_MEMORY = 2 };
 
-// QK_ABI_VERSION and the sizes of QkLayer, QkModel, QkPool, QkLora, QkAdapter, QkSpan, QkMatrix and QkLinear, for
+enum QkKind : int32_t { QK_GPTQ = 0, QK_GEMM = 1, QK_GEMV = 2 };
+
+// A matrix as the words of a GPTQ or AWQ checkpoint hold it: k inputs, n outputs, scale * (code - zero).
+struct QkWords {
+  int32_t kind, bits, version;  // GPTQ: 4 or 8 bits, and version 1 stores zeros less one; AWQ: 4 bits and version 2
+  int32_t scale_type;           // QK_F16 or QK_BF16
+  int64_t k, n, group, width;   // inputs that share a scale; GEMV: words of zeros of an output
+  const uint32_t *codes, *zeros;  // as in the files: GPTQ (k * bits / 32, n) and (groups, n * bits / 32), GEMM (k, n / 8)
+                                  // and (groups, n / 8), GEMV (n, k / 8) and (n, width)
+  const void *scales;             // (groups, n); GEMV: (n, 8 * width)
+  const int64_t *order;           // (k) GPTQ: row j of the result belongs to input order[j]; null: to input j
+};
+
+// QK_ABI_VERSION and the sizes of QkLayer, QkModel, QkPool, QkLora, QkAdapter, QkSpan, QkMatrix, QkLinear and QkWords, for
 // Python to compare first.
-QK_API void qk_abi(int64_t out[9]);
+QK_API void qk_abi(int64_t out[10]);
 
 // The fastest instruction set of this CPU (AMX only once the system has permitted its registers).
 QK_API int32_t qk_best_isa();
@@ -124,4 +137,17 @@ QK_API int32_t qk_forward(const QkModel *model, const QkPool *pool, int32_t num_
 // out (count, rows).
 QK_API int32_t qk_int8_product(const QkMatrix *matrix, int64_t n, const float *x, int32_t count, float *out,
                                int32_t threads, int32_t isa);
+
+// How a caller wants a job to be run by several threads: run(job) by each of them, at most `threads`, and back when all are
+// done. It is GOMP_parallel of an OpenMP library, whose threads may be awake already. Null: our own threads.
+typedef void (*QkParallel)(void (*run)(void *), void *job, uint32_t threads, uint32_t flags);
+
+// out[i] = x[i] * scale, or 0 where the number that belongs to `seed` and i is below `threshold`, of 2^32. Types F32 and
+// BF16. The same on all instruction sets.
+QK_API int32_t qk_dropout(const void *x, void *out, int64_t count, int32_t type, uint64_t seed, uint32_t threshold,
+                          float scale, QkParallel parallel, int32_t threads, int32_t isa);
+
+// The numbers of a matrix, rounded once to `type` (F32 or BF16): (k, n), inputs as ordered; of GEMV (n, k).
+QK_API int32_t qk_unpack_words(const QkWords *words, void *out, int32_t type, QkParallel parallel, int32_t threads,
+                               int32_t isa);
 }

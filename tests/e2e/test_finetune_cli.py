@@ -191,6 +191,13 @@ def test_folders_of_others_are_left_alone(model: Path, data: Path, tmp_path: Pat
     assert (tmp_path / "thesis.txt").read_text() == "x"
 
 
+def test_an_adapter_of_another_base(model: Path, data: Path, whole: Path, tmp_path: Path) -> None:
+    for number, family in enumerate(("llama", "qwen")):
+        other = write_model(tmp_path / f"m{number}", family, hidden_size=96, head_dim=48)
+        start = ("finetune", "-m", str(other), "--data", str(data), "--out", str(tmp_path / "out"))
+        refused(qwenkit(*start, "--lora-adapter", str(whole)), str(whole))
+
+
 def test_a_full_disk(model: Path, data: Path, tmp_path: Path) -> None:
     """Said in one sentence; what was saved before stays."""
     out = Path("/dev/full")

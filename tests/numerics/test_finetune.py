@@ -166,6 +166,26 @@ def test_held_out_loss_and_early_stopping(tmp_path: Path) -> None:
     assert result.eval_loss == min(held)
 
 
+def test_held_out_loss_is_the_mean_over_tokens(tmp_path: Path) -> None:
+    """So it does not depend on how samples are put together."""
+    held = [
+        run(
+            options(
+                tmp_path,
+                out=str(tmp_path / f"{packing}-{batch}"),
+                eval_share=0.4,
+                eval_every=1,
+                max_steps=1,
+                learning_rate=0.0,
+                packing=packing,
+                batch_size=batch,
+            )
+        ).eval_loss
+        for packing, batch in ((False, 1), (False, 4), (True, 1), (True, 3))
+    ]
+    assert held[1:] == pytest.approx(held[:1] * 3, rel=1e-5)
+
+
 @pytest.mark.parametrize(
     ("changes", "said"),
     [

@@ -1,4 +1,4 @@
-"""Words of GPTQ and AWQ checkpoints as a matrix of numbers, by torch alone. Knows nothing of layers or gradients.
+"""Words of GPTQ and AWQ checkpoints as a matrix of numbers, by the CPU kernels or torch. Knows nothing of layers or gradients.
 
 Every number is ``scale * (code - zero)``, exact in float32 for scales of 16 bits, then rounded once to the type asked for.
 
@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from qwenkit.kernels.training import can_unpack, unpack_words
 from qwenkit.layers.packing_words import AWQ_PLACE, fields, zip_fields
 
 _TILE = 1 << 18
@@ -50,6 +51,26 @@ def dequantised(
             input order[j]; None: to input j.
         dtype: of the result.
     """
+    if can_unpack(scales, dtype):
+        out = unpack_words(
+            layout.kind,
+            layout.bits,
+            layout.version,
+            layout.group_size,
+            qweight,
+            qzeros,
+            scales,
+            order,
+            dtype,
+        )
+        return out.t() if layout.kind == "gemv" else out
+    return dequantised_by_torch(layout, qweight, qzeros, scales, order, dtype)
+
+
+def dequantised_by_torch(
+    layout: Layout, qweight: Tensor, qzeros: Tensor, scales: Tensor, order: Tensor | None, dtype: torch.dtype
+) -> Tensor:
+    """What ``dequantised`` is, bit by bit, on every device and for all types."""
     if layout.kind == "gemv":
         return _gemv(layout, qweight, qzeros, scales, dtype)
     factors = scales.float()

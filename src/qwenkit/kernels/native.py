@@ -18,7 +18,7 @@ from qwenkit.core.errors import InputError, did_you_mean
 
 _log = logging.getLogger("qwenkit")
 _ISAS = ("portable", "avx2", "avx512", "amx")  # in the order of QkIsa
-_ABI_VERSION = 4  # QK_ABI_VERSION of csrc/native.h
+_ABI_VERSION = 5  # QK_ABI_VERSION of csrc/native.h
 AMX = _ISAS.index("amx")
 _NO_MEMORY = 2  # of QkStatus
 MAX_THREADS = 256
@@ -111,6 +111,16 @@ class Span(ctypes.Structure):
     )
 
 
+class Words(ctypes.Structure):
+    """QkWords of csrc/native.h."""
+
+    _fields_ = (
+        *((name, ctypes.c_int32) for name in ("kind", "bits", "version", "scale_type")),
+        *((name, ctypes.c_int64) for name in ("k", "n", "group", "width")),
+        *((name, _pointer) for name in ("codes", "zeros", "scales", "order")),
+    )
+
+
 @functools.cache
 def _load() -> tuple[ctypes.CDLL | None, str]:
     """The library, or None and why."""
@@ -145,6 +155,24 @@ def _load() -> tuple[ctypes.CDLL | None, str]:
             _pointer,
             *(ctypes.c_int32,) * 2,
         )
+        loaded.qk_dropout.restype = loaded.qk_unpack_words.restype = ctypes.c_int32
+        loaded.qk_dropout.argtypes = (
+            *(_pointer,) * 2,
+            ctypes.c_int64,
+            ctypes.c_int32,
+            ctypes.c_uint64,
+            ctypes.c_uint32,
+            ctypes.c_float,
+            _pointer,
+            *(ctypes.c_int32,) * 2,
+        )
+        loaded.qk_unpack_words.argtypes = (
+            ctypes.POINTER(Words),
+            _pointer,
+            ctypes.c_int32,
+            _pointer,
+            *(ctypes.c_int32,) * 2,
+        )
         loaded.qk_int8_product.errcheck = _raise_for  # type: ignore[assignment]
         loaded.qk_forward.errcheck = _raise_for  # type: ignore[assignment]  # ctypes knows no types of arguments
     except (OSError, AttributeError) as error:
@@ -156,7 +184,7 @@ def _matches(loaded: ctypes.CDLL) -> bool:
     """Whether the library was compiled with the structs above: an older one would read wild addresses."""
     if not hasattr(loaded, "qk_abi"):
         return False
-    structs = (Layer, Model, Pool, Lora, Adapter, Span, Matrix, Linear)
+    structs = (Layer, Model, Pool, Lora, Adapter, Span, Matrix, Linear, Words)
     found = (ctypes.c_int64 * (1 + len(structs)))()
     loaded.qk_abi.argtypes, loaded.qk_abi.restype = (ctypes.POINTER(ctypes.c_int64),), None
     loaded.qk_abi(found)

@@ -9,7 +9,7 @@ from qwenkit.core.errors import InputError, did_you_mean
 from qwenkit.train.base import CHATML_TOKENS, Base
 from qwenkit.train.options import FinetuneOptions
 from qwenkit.weights.adapter_base import is_adapter
-from qwenkit.weights.adapter_file import read_adapter_config
+from qwenkit.weights.inspect_adapter import check_adapter_fits
 
 
 def tables_to_train(base: Base, options: FinetuneOptions) -> str:
@@ -91,8 +91,10 @@ def check_adapter(base: Base, options: FinetuneOptions) -> None:
     if options.lora_adapter is not None:
         folder = Path(options.lora_adapter)
         if not is_adapter(folder):
-            raise InputError(f"lora_adapter {folder} holds no adapter_config.json; give the folder of an adapter")
-        read_adapter_config(folder)
+            raise InputError(
+                f"lora_adapter {folder} holds no adapter_config.json; give the folder of an adapter"
+            )
+        check_adapter_fits(folder, base.folder)
     if tables_to_train(base, options) == "chatml":
         _chatml_rows(base)
 

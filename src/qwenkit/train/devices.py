@@ -25,12 +25,18 @@ def check_launch(options: FinetuneOptions) -> None:
     """Looks whether this process was started as the options need it, before anything joins others.
 
     Raises:
-        InputError: sharding was asked for and no launcher started this.
+        InputError: sharding was asked for and no launcher started this, or it cannot go with what is trained.
         MissingExtraError: DeepSpeed is not there.
     """
+    from qwenkit.train.trainer import uses_zero3
+
     named = "deepspeed" if options.deepspeed else "fsdp" if options.fsdp else None
     if named is not None and local_rank() is None:
         raise InputError(f"{named} works between processes of a launcher; start it with {_LAUNCH}")
+    if options.train_tables == "chatml" and uses_zero3(options):
+        raise InputError(
+            "train_tables chatml cannot be trained with ZeRO-3; use all or none, or shard with fsdp or deepspeed zero2"
+        )
     _quieten()
     if options.deepspeed:
         import_extra("deepspeed", "deepspeed")
@@ -53,12 +59,19 @@ def join_fsdp(args: Any) -> None:
 
     Args:
         args: TrainingArguments; changed.
+
+    Raises:
+        InputError: there are no other processes.
     """
     from accelerate import PartialState
     from accelerate.utils import DistributedType
     from torch.distributed.fsdp import MixedPrecisionPolicy
 
     # Without it embedding, norms and sums of gradients would be rounded to 16 bits too.
+    if not is_group():
+        raise InputError(
+            f"fsdp shards between processes and this is the only one; start two or more with {_LAUNCH}"
+        )
     args.fsdp_plugin_args["mixed_precision_policy"] = MixedPrecisionPolicy()
 
     state = PartialState()

@@ -34,7 +34,7 @@ class _Dropped(torch.autograd.Function):
         return dropout(x, share, ctx.seed)
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
         return dropout(grads[0], ctx.share, ctx.seed), None
 

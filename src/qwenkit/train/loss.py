@@ -82,7 +82,7 @@ class _HeadLoss(torch.autograd.Function):
         is_half = rows.dtype == torch.float16
         kept, gain = (torch.float32, 1024.0) if is_half else (rows.dtype, 1.0)
         for_rows = torch.empty_like(rows, dtype=kept) if wants_rows else None
-        for_weight = torch.zeros_like(weight, dtype=torch.float32) if wants_weight else None
+        for_weight: Tensor | None = None
         total = torch.zeros((), dtype=torch.float32, device=rows.device)
         size = _piece(len(weight))
         for start in range(0, len(rows), size):
@@ -99,8 +99,11 @@ class _HeadLoss(torch.autograd.Function):
             slope = logits.mul_(gain).to(rows.dtype)
             if for_rows is not None:
                 for_rows[piece] = slope @ matrix
-            if for_weight is not None:
-                for_weight += slope.T @ own
+            if wants_weight:
+                part = slope.T @ own
+                for_weight = part.float() if for_weight is None else for_weight.add_(part)
+        if wants_weight and for_weight is None:
+            for_weight = torch.zeros_like(weight, dtype=torch.float32)
         ctx.save_for_backward(for_rows, for_weight)
         ctx.types, ctx.gain = (rows.dtype, weight.dtype), gain
         return total
@@ -112,7 +115,8 @@ class _HeadLoss(torch.autograd.Function):
         slope = slope / ctx.gain
         return (
             None if for_rows is None else (for_rows * slope).to(row_type),
-            None if for_weight is None else (for_weight * slope).to(weight_type),
+            # As large as the head, so in place. A second backward pass, for which it was kept, is refused by torch.
+            None if for_weight is None else for_weight.mul_(slope).to(weight_type),
             None,
         )
 

@@ -70,7 +70,7 @@ class Run:
         options = self._options
         if options.threads:
             torch.set_num_threads(options.threads)
-        from qwenkit.train.trainer import training_arguments
+        from qwenkit.train.trainer import training_arguments, uses_zero3
 
         if "tensorboard" in options.loggers:
             import_extra("tensorboard", "train")
@@ -87,6 +87,8 @@ class Run:
         devices.together(self._read_data)
         memory = devices.together(self._estimate)
         self._identity = run_identity(options, self._base.digest, self._digest, self._args.world_size)
+        if options.method == "qlora" and (options.fsdp or uses_zero3(options)):
+            self._tell("weights of 4 and 8 bits are not sharded: every device holds all of them")
         resumed = devices.from_first(lambda: self._folder.check(self._identity, restart=options.restart))
         return Plan(
             model=self._base.name,

@@ -10,9 +10,11 @@ from typing import Any
 import torch
 import transformers
 from torch import Tensor
+from transformers.trainer_utils import EvalLoopOutput
 
 from qwenkit.core.errors import InputError, NumericsError
 from qwenkit.train.devices import wait_for_all
+from qwenkit.train.loss import IGNORED
 from qwenkit.train.options import FinetuneOptions
 from qwenkit.train.progress import Meter
 
@@ -45,6 +47,29 @@ class Trainer(transformers.Trainer):
                 f"the loss became {loss.item()} in step {self.state.global_step + 1}; lower learning_rate, or use dtype bfloat16 or float32"
             )
         return loss
+
+    @torch.no_grad()
+    def evaluation_loop(
+        self,
+        dataloader: Any,
+        description: str,
+        prediction_loss_only: bool | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> EvalLoopOutput:
+        """Mean loss over all labelled tokens, as in training. The original weighs batches alike, however few tokens they hold."""
+        model = self.model_wrapped
+        model.eval()
+        total, count = torch.zeros((), device=self.args.device), torch.zeros((), device=self.args.device)
+        for batch in dataloader:
+            inputs = self._prepare_inputs(batch)
+            labelled = (inputs["labels"][:, 1:] != IGNORED).sum()
+            with self.compute_loss_context_manager():
+                total += self.compute_loss(model, inputs) * labelled
+            count += labelled
+        total, count = (self.accelerator.gather(each[None]).sum() for each in (total, count))
+        metrics = {f"{metric_key_prefix}_loss": (total / count.clamp(min=1)).item()}
+        return EvalLoopOutput(None, None, metrics, self.num_examples(dataloader))
 
     def autocast_smart_context_manager(self, cache_enabled: bool | None = True) -> Any:
         """accelerate puts autocast around every model but those of FSDP2. Casts are not cached: that would keep all weights gathered."""

@@ -99,6 +99,20 @@ def inspect_adapter(folder: Path) -> AdapterReport:
     )
 
 
+def check_adapter_fits(folder: Path, base: Path) -> None:
+    """Makes sure that an adapter belongs to a model, from headers and the adapter's own tensors.
+
+    Raises:
+        QwenkitError: it is of another one, or cannot be read.
+    """
+    config = read_adapter_config(folder)
+    file = open_weights(folder)
+    try:
+        _check_fit(base, AdapterReader(file, folder, config, torch.float32, torch.device("cpu")))
+    finally:
+        file.close()
+
+
 def _targets(config: LoraConfig) -> tuple[str, ...]:
     names = config.target_modules
     return (names,) if isinstance(names, str) else tuple(sorted(names))
