@@ -168,7 +168,7 @@ def examine(model: str | Path) -> dict[str, float]:
     return {
         "as taught": sum(known[::2]),
         "in other words": sum(known[1::2]),
-        "perplexity": round(perplexity.perplexity, 3),
+        "perplexity": round(perplexity, 3),
     }
 
 
