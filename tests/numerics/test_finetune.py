@@ -87,6 +87,20 @@ def test_a_stopped_run_goes_on_as_if_nothing_had_happened(tmp_path: Path, method
         assert torch.equal(tensor, theirs[name]), name
 
 
+def test_a_run_killed_behind_its_last_step(tmp_path: Path) -> None:
+    """Only the result is written then."""
+    chosen = options(tmp_path, max_steps=4, schedule="constant")
+    first = run(chosen)
+    weights, curve = _weights(first.folder), losses(first.folder)
+    record = first.folder / "finetune.json"
+    record.write_text(record.read_text().replace('"finished": true', '"finished": false'))
+    (first.folder / "adapter_model.safetensors").unlink()
+    second = run(chosen)
+    assert second.steps == 4
+    assert losses(second.folder) == curve
+    assert all(torch.equal(tensor, weights[name]) for name, tensor in _weights(second.folder).items())
+
+
 def test_dropout_too_goes_on(tmp_path: Path) -> None:
     chosen = {"lora_dropout": 0.3, "max_steps": 4}
     whole = run(options(tmp_path, out=str(tmp_path / "whole"), **chosen))

@@ -169,37 +169,28 @@ def describe(progress: Progress) -> str:
     return ", ".join([*parts, size(progress.memory)])
 
 
-class _live:
+@contextlib.contextmanager
+def _live(is_main: bool) -> Iterator[Callable[[Progress], None] | None]:
     """A bar on stderr when that is a terminal, else a line for every line of the log."""
+    if not is_main:
+        yield None
+        return
+    if not pipes.is_terminal(sys.stderr):
+        yield lambda progress: print(describe(progress), file=sys.stderr, flush=True)
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn
 
-    def __init__(self, is_main: bool) -> None:
-        self._is_main, self._bar = is_main, None
-
-    def __enter__(self) -> Callable[[Progress], None] | None:
-        if not self._is_main:
-            return None
-        if not pipes.is_terminal(sys.stderr):
-            return lambda progress: print(describe(progress), file=sys.stderr, flush=True)
-        from rich.console import Console
-        from rich.progress import BarColumn, Progress, TextColumn
-
-        bar: Any = Progress(
-            BarColumn(bar_width=20), TextColumn("{task.fields[state]}"), console=Console(stderr=True)
-        )
-        self._bar = bar
+    columns = (BarColumn(bar_width=20), TextColumn("{task.fields[state]}"))
+    with Progress(*columns, console=Console(stderr=True)) as bar:
         task = bar.add_task("", total=None, state="loading")
-        bar.start()
 
         def show(progress: Any) -> None:
             bar.update(task, completed=progress.step, total=progress.steps, state=describe(progress))
             if progress.eval_loss is not None:
                 bar.console.print(f"step {progress.step}: held-out loss {progress.eval_loss:.4f}")
 
-        return show
-
-    def __exit__(self, *_: object) -> None:
-        if self._bar is not None:
-            self._bar.stop()
+        yield show
 
 
 def _summary(result: FinetuneResult) -> str:

@@ -28,6 +28,7 @@ from qwenkit.train.options import FinetuneOptions
 from qwenkit.train.plan import FinetuneResult, Plan
 from qwenkit.train.reading import Reading, read_samples
 from qwenkit.train.samples import hold_out
+from qwenkit.train.saving import full_disk_told, save_result
 from qwenkit.weights.cache import format_size
 from qwenkit.weights.checkpoint import open_checkpoint
 from qwenkit.weights.memory import weights_bytes
@@ -247,7 +248,7 @@ class Run:
         )
         for listener in other_listeners(options, self._folder.path / BOARD if self.is_main else None):
             trainer.add_callback(listener)
-        with _stopping(self._stop), devices.lost_peers():
+        with _stopping(self._stop), devices.lost_peers(), full_disk_told(self._folder.path):
             trainer.train(resume_from_checkpoint=None if resumed is None else str(resumed))
             return self._finish(trainer, meter, time.perf_counter() - started, device_memory())
 
@@ -257,8 +258,6 @@ class Run:
         return PackedCollator(pad, single_row=False) if self._options.packing else PaddedCollator(pad)
 
     def _finish(self, trainer: Any, meter: Any, seconds: float, memory: int) -> FinetuneResult:
-        from qwenkit.train.saving import save_result
-
         history = trainer.state.log_history
         losses = [line["loss"] for line in history if "loss" in line]
         held = [line["eval_loss"] for line in history if "eval_loss" in line]

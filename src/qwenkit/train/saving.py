@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import json
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 
+from qwenkit.core.errors import QwenkitError
 from qwenkit.train.base import Base
 from qwenkit.weights.write import write_json
 
@@ -27,6 +32,27 @@ _SIDE_FILES = (
     "qwen_extra.tiktoken",
 )
 _SHARD_BYTES = 2 << 30
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+_FULL_SIGNS = ("No space left", "StorageFull", "PytorchStreamWriter failed", "unexpected pos")
+
+
+@contextlib.contextmanager
+def full_disk_told(folder: Path) -> Iterator[None]:
+    """Turns what libraries raise on a full disk into one sentence; torch does not even raise an OSError.
+
+    Raises:
+        QwenkitError: the disk is full.
+    """
+    try:
+        yield
+    except (OSError, RuntimeError, SafetensorError) as error:
+        causes = (error, error.__cause__, error.__context__)
+        is_full = any(isinstance(e, OSError) and e.errno in _FULL for e in causes)
+        if not is_full and not any(sign in str(e) for e in causes for sign in _FULL_SIGNS):
+            raise
+        raise QwenkitError(
+            f"the disk of {folder} is full; free some space and run the same command again, which goes on from the last checkpoint"
+        ) from error
 
 
 def save_result(trainer: Any, base: Base, folder: Path) -> None:

@@ -48,6 +48,13 @@ class Trainer(transformers.Trainer):
             )
         return loss
 
+    def _run_epoch(self, **settings: Any) -> None:
+        """The original takes one step more when a run goes on from its very last checkpoint."""
+        if self.state.global_step >= self.state.max_steps:
+            self.control.should_training_stop = True
+            return
+        super()._run_epoch(**settings)
+
     @torch.no_grad()
     def evaluation_loop(
         self,
