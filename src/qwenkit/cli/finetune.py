@@ -17,7 +17,7 @@ from qwenkit.cli import loading, pipes
 from qwenkit.cli.inspect_model import size
 from qwenkit.cli.options import JsonFlag
 from qwenkit.cli.quantize import duration
-from qwenkit.core.environment import local_rank
+from qwenkit.core.environment import let_threads_sleep, local_rank
 from qwenkit.core.errors import InputError, QwenkitError
 from qwenkit.train.options import FIELDS, default_of, field_types, read_options
 
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 _EXIT_ERROR = 2
 _EXIT_INTERRUPTED = 130
+_METAVARS = {int: "N", float: "X", str: "TEXT"}
 
 
 def _with_options(function: Callable[..., None]) -> Callable[..., None]:
@@ -55,17 +56,28 @@ def _parameter(name: str, kind: Any) -> inspect.Parameter:
     data, default = FIELDS[name].metadata, default_of(name)
     flag = "--" + name.replace("_", "-")
     is_list = kind == tuple[str, ...]
-    names = [f"{flag}/--no-{flag[2:]}"] if kind is bool else [flag]
+    is_flag = kind is bool or bool in _inside(kind)
+    names = [f"{flag}/--no-{flag[2:]}"] if is_flag else [flag]
     if name == "model":
         names.append("-m")
+    text = data["help"]
     shown = ", ".join(default) if is_list else default
-    text = data["help"] + (f" [default: {shown}]" if shown not in (None, "", False) else "")
+    if shown not in (None, "", False):
+        text = f"{text} Default: {shown}."
     if is_list:
         text += " Repeat for several."
-    option = typer.Option(*names, help=text, rich_help_panel=data["group"], show_default=False)
+    metavar = None if is_flag else _METAVARS[next(k for k in _METAVARS if k is kind or k in _inside(kind))]
+    option = typer.Option(
+        *names, help=text, rich_help_panel=data["group"], show_default=False, metavar=metavar
+    )
     wanted = list[str] | None if is_list else kind | None
     annotation = Annotated[wanted, option]  # type: ignore[valid-type]
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
+
+
+def _inside(kind: Any) -> tuple[Any, ...]:
+    """int and None of int | None."""
+    return getattr(kind, "__args__", ())
 
 
 @_with_options
@@ -74,7 +86,7 @@ def finetune(
     config: Annotated[
         Path | None,
         typer.Argument(
-            metavar="[CONFIG]",
+            metavar="CONFIG",
             help="YAML file of the options below; those given here win.",
             show_default=False,
         ),
@@ -97,6 +109,7 @@ def finetune(
     """Teach a model from conversations: LoRA, Q-LoRA or all weights. Whatever stops it, the same command goes on where it was."""
     if config is not None and not config.is_file():
         raise InputError(f"there is no file {config}; give a YAML file of options, or options alone")
+    let_threads_sleep()
     with _told_once():
         options = read_options(config, given)
         loading.fetch(options.model)

@@ -61,6 +61,15 @@ def local_rank() -> int | None:
     return int(number) if number.isdigit() else None
 
 
+def let_threads_sleep() -> None:
+    """Asks OpenMP, before torch loads it, not to spin while threads wait for each other, unless the user has said how.
+
+    A spinning thread keeps the core that the thread it waits for may need: beside one other busy program a step of
+    training then takes three times as long.
+    """
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+
 def _folder(own: str, base: str, fallback: str) -> Path:
     try:
         if chosen := os.environ.get(own):
