@@ -27,7 +27,7 @@ OPTIONS = (
     "1e-2",
 )
 SHORT = (*OPTIONS, "--max-steps", "4", "--accumulate", "2")
-LONG = (*OPTIONS, "--max-steps", "120", "--accumulate", "1", "--save-every", "5")
+LONG = (*OPTIONS, "--max-steps", "80", "--accumulate", "1", "--save-every", "5")
 
 
 @pytest.fixture(scope="module")
@@ -145,8 +145,8 @@ def test_kill_in_mid_run(model: Path, data: Path, whole: Path, tmp_path: Path) -
     process.kill()
     process.communicate(timeout=60)
     newest = sorted(out.glob("checkpoints/checkpoint-*"))[-1]
-    (newest.parent / "checkpoint-119").mkdir()  # as a kill in the middle of writing leaves it
-    (newest.parent / "checkpoint-119" / "adapter_model.safetensors").write_bytes(b"half")
+    (newest.parent / "checkpoint-79").mkdir()  # as a kill in the middle of writing leaves it
+    (newest.parent / "checkpoint-79" / "adapter_model.safetensors").write_bytes(b"half")
     go_on(model, data, out, whole)
 
 
@@ -154,9 +154,7 @@ def test_kill_in_mid_run(model: Path, data: Path, whole: Path, tmp_path: Path) -
     ("text", "said"),
     [
         ("[", "chats.json"),
-        ('[{"conversations": []}]', "conversation is empty"),
         ('[{"conversations": [{"from": "user", "value": "a"}, {"from": "robot", "value": "b"}]}]', "robot"),
-        ("[]", "holds no samples"),
     ],
 )
 def test_broken_data(model: Path, tmp_path: Path, text: str, said: str) -> None:
@@ -170,13 +168,10 @@ def test_broken_data(model: Path, tmp_path: Path, text: str, said: str) -> None:
 @pytest.mark.parametrize(
     ("more", "said"),
     [
-        (("--method", "qlora"), "needs 4- or 8-bit weights"),
         (("--dtype", "float16"), "float16 cannot be trained on a CPU"),
         (("--lora-targets", "c_atn"), "did you mean 'c_attn'?"),
-        (("--learning-rate", "-1"), "learning_rate must be 0 or more"),
         (("--data", "nowhere.json"), "nowhere.json"),
         (("no-such.yaml",), "no-such.yaml"),
-        (("--lora-adapter", "nowhere"), "lora_adapter nowhere"),
     ],
 )
 def test_bad_options(model: Path, data: Path, tmp_path: Path, more: tuple[str, ...], said: str) -> None:
@@ -193,7 +188,7 @@ def test_folders_of_others_are_left_alone(model: Path, data: Path, tmp_path: Pat
 
 def test_an_adapter_of_another_base(model: Path, data: Path, whole: Path, tmp_path: Path) -> None:
     for number, family in enumerate(("llama", "qwen")):
-        other = write_model(tmp_path / f"m{number}", family, hidden_size=96, head_dim=48)
+        other = write_model(tmp_path / f"m{number}", family, ffn_size=160)
         start = ("finetune", "-m", str(other), "--data", str(data), "--out", str(tmp_path / "out"))
         refused(qwenkit(*start, "--lora-adapter", str(whole)), str(whole))
 
