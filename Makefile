@@ -29,8 +29,10 @@ chat: .venv/.core
 		exec $(BIN)/qwenkit chat -m "$$QWENKIT_MODEL"; \
 	fi
 
+# Two at a time, each on one thread; processes, servers and compilers one after the other.
 test: check
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile tests/unit tests/numerics
+	$(BIN)/python -m pytest tests/e2e tests/native
 
 check: .venv/.test test-data
 	scripts/check

@@ -72,7 +72,7 @@ def test_speculation_reaches_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
             given.update(options)
 
     monkeypatch.setattr("qwenkit.llm.LLM", Noted)
-    monkeypatch.setattr(loading, "fetch", lambda model: None)
+    monkeypatch.setattr(loading, "fetch", lambda model: Path(model))
     loading.open_llm(ModelOptions())
     assert (given["speculative"], given["speculative_tokens"]) == ("off", None)
     loading.open_llm(
