@@ -9,6 +9,7 @@ from typing import Any
 
 from qwenkit.bench.load import LoadResult, Record
 from qwenkit.bench.report import inter_token_gaps
+from qwenkit.core.drawing import new_figure
 from qwenkit.core.errors import InputError
 from qwenkit.core.lazy import import_extra
 
@@ -24,8 +25,7 @@ def draw(result: LoadResult, path: Path, title: str) -> None:
         InputError: the ending is no format of pictures.
         MissingExtraError: matplotlib is not there.
     """
-    figure_module: Any = import_extra("matplotlib.figure", "bench")
-    figure = figure_module.Figure(figsize=(12, 5), dpi=120, layout="constrained")
+    figure = new_figure("bench", width=12)
     figure.suptitle(title, fontsize=11)
     left, right = figure.subfigures(1, 2)
     ok = [r for r in result.records if r.is_ok]

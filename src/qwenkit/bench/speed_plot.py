@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from qwenkit.bench.speed_report import SpeedRow
+from qwenkit.core.drawing import new_figure
 from qwenkit.core.errors import InputError
-from qwenkit.core.lazy import import_extra
 
 _COLOURS = ("#4c72b0", "#c44e52", "#55a868", "#8172b3", "#dd8452", "#64b5cd", "#937860", "#8c8c8c")
 _LINES = ("-", "--", ":", "-.")
@@ -24,8 +24,7 @@ def draw_speed(rows: Sequence[SpeedRow], path: Path, title: str) -> None:
     decoded = [row for row in rows if row.kind == "decode"]
     if not decoded:
         raise InputError(f"{path} was not written: no decoding was measured")
-    figure_module: Any = import_extra("matplotlib.figure", "bench")
-    figure = figure_module.Figure(figsize=(12, 5), dpi=120, layout="constrained")
+    figure = new_figure("bench", width=12)
     figure.suptitle(title, fontsize=11)
     left, right = figure.subplots(1, 2)
     _draw(left, decoded, lambda r: r.prompt_tokens, lambda r: r.batch, "batch")

@@ -109,6 +109,8 @@ def finetune(
     """Teach a model from conversations: LoRA, Q-LoRA or all weights. Whatever stops it, the same command goes on where it was."""
     if config is not None and not config.is_file():
         raise InputError(f"there is no file {config}; give a YAML file of options, or options alone")
+    if preview is not None and (plan or as_json):
+        raise InputError("--preview shows samples as text and stops; leave --plan and --json out")
     let_threads_sleep()
     with _told_once():
         options = read_options(config, given)

@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from qwenkit.core.drawing import new_figure
 from qwenkit.core.errors import MissingExtraError, SourceError
 from qwenkit.quantize.evaluate import Comparison
 
@@ -200,12 +201,7 @@ def _draw(path: Path, layers: Sequence[LayerError]) -> None:
     Raises:
         MissingExtraError: matplotlib is not there.
     """
-    from qwenkit.core.lazy import import_extra
-
-    figure_module: Any = import_extra(
-        "matplotlib.figure", "bench"
-    )  # a figure of its own draws without a display
-    figure = figure_module.Figure(figsize=(9, 5), dpi=120, layout="constrained")
+    figure = new_figure("bench")
     axes = figure.subplots()
     for kind, members in _by_kind([layer for layer in layers if layer.number is not None]).items():
         members.sort(key=lambda layer: layer.number or 0)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,6 @@ from qwenkit.backends.options import resolve_dtype
 from qwenkit.chat.base import ChatTemplate
 from qwenkit.chat.template import choose_template
 from qwenkit.config.families import Family
-from qwenkit.config.generation import GenerationConfig
 from qwenkit.config.model import ModelConfig
 from qwenkit.config.quant import QuantConfig
 from qwenkit.core.environment import cache_dir
@@ -28,7 +26,6 @@ from qwenkit.weights.sources import fetch
 from qwenkit.weights.tokenizer import tokenizer_of
 
 CHATML_TOKENS = ("<|im_start|>", "<|im_end|>")
-_KINDS = {torch.bfloat16: "bfloat16", torch.float16: "float16", torch.float32: "float32"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,7 +37,6 @@ class Base:
     folder: Path
     family: Family
     config: ModelConfig
-    generation: GenerationConfig
     quant: QuantConfig | None
     tokenizer: Tokenizer
     template: ChatTemplate | None
@@ -93,7 +89,6 @@ def open_base(options: FinetuneOptions) -> Base:
         folder=path,
         family=checkpoint.family,
         config=checkpoint.config,
-        generation=checkpoint.generation,
         quant=checkpoint.quant,
         tokenizer=tokenizer,
         template=template,
@@ -137,13 +132,18 @@ def _is_chat(path: Path, name: str, family: Family) -> bool:
     return family.chat_format is None or "chat" in name.lower() or (path / "tokenizer.json").is_file()
 
 
+def uses_gpu(options: FinetuneOptions) -> bool:
+    """Whether a run computes on one."""
+    return options.device != "cpu" and torch.cuda.is_available()
+
+
 def compute_dtype(options: FinetuneOptions) -> torch.dtype:
     """What products are computed in.
 
     Raises:
         InputError: this device cannot.
     """
-    device = torch.device("cuda" if options.device != "cpu" and torch.cuda.is_available() else "cpu")
+    device = torch.device("cuda" if uses_gpu(options) else "cpu")
     if options.device == "cuda" and device.type != "cuda":
         raise InputError("device cuda was asked for and there is none; use device cpu, or auto")
     if options.dtype == "float16" and device.type == "cpu":
@@ -168,7 +168,6 @@ def load_network(base: Base, options: FinetuneOptions, dtype: torch.dtype) -> An
     from qwenkit.train.loss import use_head_loss
 
     kept = torch.float32 if options.method == "full" else dtype
-    quieten()
     set_seed(options.seed)  # of the fresh matrices of an adapter
     network: Any = AutoModelForCausalLM.from_pretrained(
         base.folder, dtype=kept, attn_implementation="sdpa", local_files_only=True
@@ -193,16 +192,3 @@ def _set_trained_dtype(network: Any, dtype: torch.dtype) -> None:
     for weight in network.parameters():
         if weight.requires_grad:
             weight.data = weight.data.to(dtype)
-
-
-def quieten() -> None:
-    """Keeps the libraries' bars and notes to their own developers from the terminal."""
-    from transformers.utils import logging as transformers_logging
-
-    transformers_logging.disable_progress_bar()
-    warnings.filterwarnings("ignore", category=FutureWarning, module=r"(transformers|peft|accelerate)\.")
-
-
-def dtype_name(dtype: torch.dtype) -> str:
-    """bfloat16 for torch.bfloat16."""
-    return _KINDS[dtype]

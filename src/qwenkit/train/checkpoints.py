@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from qwenkit.core.errors import InputError
+from qwenkit.core.errors import CheckpointError, InputError, QwenkitError
 from qwenkit.train.options import FinetuneOptions
 from qwenkit.weights.write import write_json
 
 RECORD, CHECKPOINTS, LOG, PLOT, BOARD = "finetune.json", "checkpoints", "log.jsonl", "loss.png", "tensorboard"
 _STATE = "trainer_state.json"
+# Trainer would go on without the last three, with other steps than the run would have taken.
+_NEEDED = {"weights": ("*.safetensors",), "schedule": ("scheduler.pt",), "random numbers": ("rng_state*.pth",)}
+_NEEDED["optimizer"] = ("optimizer*", "global_step*")
 # These change nothing that a run computes.
 _FREE = {
     "out",
@@ -58,6 +62,7 @@ class RunFolder:
 
         Raises:
             InputError: it holds something else, another run, or a finished one.
+            CheckpointError: the checkpoint is damaged.
         """
         record = self._record()
         if record is None:
@@ -93,14 +98,21 @@ class RunFolder:
         write_json(self.path / RECORD, {**record, "finished": True, "result": dict(summary)})
 
     def last_checkpoint(self) -> Path | None:
-        """The newest one that was written to its end: its state is the last file of it."""
+        """The newest one that was written to its end: its state is the last file of it.
+
+        Raises:
+            CheckpointError: something else than the end of a process has damaged it.
+        """
         found = sorted(self.checkpoints.glob("checkpoint-*"), key=_step, reverse=True)
-        return next((folder for folder in found if _is_complete(folder)), None)
+        newest = next((folder for folder in found if not _is_cut_off(folder)), None)
+        if newest is not None:
+            _check_whole(newest)
+        return newest
 
     def drop_incomplete(self) -> None:
         """Removes what a killed run left half written."""
         for folder in self.checkpoints.glob("checkpoint-*"):
-            if not _is_complete(folder):
+            if _is_cut_off(folder):
                 shutil.rmtree(folder)
 
     def trim_log(self, step: int) -> None:
@@ -143,11 +155,60 @@ def _step(folder: Path) -> int:
     return int(match[1]) if match else -1
 
 
-def _is_complete(folder: Path) -> bool:
+def _is_cut_off(folder: Path) -> bool:
+    """Whether a run ended while it wrote this: the last file is not there, or ends too soon."""
     try:
-        return bool(json.loads((folder / _STATE).read_text("utf-8"))["global_step"] == _step(folder))
-    except (OSError, ValueError, KeyError, TypeError):
+        text = (folder / _STATE).read_text("utf-8").strip()
+    except FileNotFoundError:
+        return True
+    except (OSError, ValueError):
         return False
+    if not text or (text.startswith("{") and not text.endswith("}")):
+        return True
+    try:
+        json.loads(text)
+    except json.JSONDecodeError as error:
+        return error.pos >= len(text)
+    return False
+
+
+def _check_whole(folder: Path) -> None:
+    try:
+        step = json.loads((folder / _STATE).read_text("utf-8"))["global_step"]
+    except (OSError, ValueError, KeyError, TypeError):
+        raise _damaged(folder, f"{_STATE} holds no state of a run") from None
+    if step != _step(folder):
+        raise _damaged(folder, f"{_STATE} is of step {step}")
+    for name, patterns in _NEEDED.items():
+        if not any(True for pattern in patterns for _ in folder.glob(pattern)):
+            raise _damaged(folder, f"no {name} there")
+
+
+@contextlib.contextmanager
+def damage_told(checkpoint: Path | None, has_begun: Callable[[], bool]) -> Iterator[None]:
+    """Turns what libraries raise over a damaged checkpoint into one sentence.
+
+    Args:
+        checkpoint: what is gone on from.
+        has_begun: whether it was read and steps are taken; errors of these are none of its.
+
+    Raises:
+        CheckpointError: it cannot be read.
+    """
+    try:
+        yield
+    except Exception as error:
+        if checkpoint is None or has_begun() or isinstance(error, QwenkitError):
+            raise
+        reason = " ".join(str(error).split("\n")[0].split()) or "it ends too soon"
+        raise _damaged(checkpoint, f"{type(error).__name__}: {reason}") from error
+
+
+def _damaged(folder: Path, reason: str) -> CheckpointError:
+    return CheckpointError(
+        f"the checkpoint {folder} is damaged ({reason}); remove that folder and run the same command again, "
+        "which goes on from the one before it, or begin anew with --restart"
+    )
 
 
 def _difference(name: str, earlier: Any, now: Any) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 import warnings
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
@@ -37,7 +36,6 @@ def check_launch(options: FinetuneOptions) -> None:
         raise InputError(
             "train_tables chatml cannot be trained with ZeRO-3; use all or none, or shard with fsdp or deepspeed zero2"
         )
-    _quieten()
     if options.deepspeed:
         import_extra("deepspeed", "deepspeed")
 
@@ -164,13 +162,3 @@ def lost_peers() -> Iterator[None]:
 
 def _is_lost(error: Exception) -> bool:
     return isinstance(error, distributed.DistError) or any(sign in str(error) for sign in _LOST)
-
-
-def _quieten() -> None:
-    """Keeps warnings to developers out of the terminal. DeepSpeed sets the level of its logger when it is imported, so that gets a filter."""
-    logging.getLogger("accelerate").setLevel(logging.ERROR)
-    logging.getLogger("DeepSpeed").addFilter(_is_error)
-
-
-def _is_error(record: logging.LogRecord) -> bool:
-    return record.levelno >= logging.ERROR

@@ -9,10 +9,13 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import torch
+
 from qwenkit.config.model import ModelConfig
 from qwenkit.train.base import Base
 from qwenkit.train.loss import PIECE_BYTES
 from qwenkit.train.options import FinetuneOptions
+from qwenkit.weights.adapter_modules import linears_of
 
 _MASTER, _MOMENTS = 4, 8
 """Bytes of a trained number in float32, and of Adam's two moments of it."""
@@ -47,19 +50,26 @@ class MemoryEstimate:
 
 
 def estimate_memory(
-    base: Base, options: FinetuneOptions, *, weights_bytes: int, tables: str, longest: int
+    base: Base,
+    options: FinetuneOptions,
+    *,
+    dtype: torch.dtype,
+    weights_bytes: int,
+    tables: str,
+    longest: int,
 ) -> MemoryEstimate:
     """What a run of these settings takes.
 
     Args:
         base: the model.
         options: method, rank, batch and length.
+        dtype: of computing.
         weights_bytes: of the network as it is held while nothing is trained.
         tables: what is trained of embedding and head: all, chatml or none.
         longest: tokens of the longest row.
     """
     config = base.config
-    count = parameter_count(config)
+    count = config.num_params
     if options.method == "full":
         trained, weights = count, count * _MASTER
     else:
@@ -70,51 +80,26 @@ def estimate_memory(
         weights=weights,
         gradients=trained * _MASTER,
         optimizer=trained * _MOMENTS,
-        activations=_activations(config, options, tokens),
+        activations=_activations(config, options, tokens, dtype.itemsize),
         trained_parameters=trained,
         parameters=count,
     )
 
 
-def _activations(config: ModelConfig, options: FinetuneOptions, tokens: int) -> int:
-    size = 4 if options.dtype == "float32" else 2
+def _activations(config: ModelConfig, options: FinetuneOptions, tokens: int, size: int) -> int:
     block = tokens * (_KEPT_PER_LAYER * config.hidden_size // 2 + 4 * config.ffn_size) * size
     kept = tokens * config.hidden_size * size * config.num_layers
     logits = 2 * min(PIECE_BYTES, tokens * config.vocab_size * 4)
     return kept + block + logits if options.checkpointing else block * config.num_layers + logits
 
 
-def parameter_count(config: ModelConfig) -> int:
-    """Numbers of the whole network."""
-    d, tables = config.hidden_size, 1 if config.tie_embeddings else 2
-    block = sum(o * i for o, i in _linear_shapes(config)) + 2 * d
-    if config.qkv_bias:
-        block += config.q_size + 2 * config.kv_size
-    return config.num_layers * block + tables * config.vocab_size * d + d
-
-
-def _linear_shapes(config: ModelConfig) -> tuple[tuple[int, int], ...]:
-    d, q, kv, f = config.hidden_size, config.q_size, config.kv_size, config.ffn_size
-    return ((q + 2 * kv, d), (d, q), (2 * f, d), (d, f))
-
-
 def adapter_count(base: Base, options: FinetuneOptions, tables: str) -> int:
-    """Numbers of a fresh adapter on all linear layers of the blocks (fewer targets: an upper bound)."""
-    config = base.config
-    stored = {
-        "attn.qkv": (config.q_size + 2 * config.kv_size, config.hidden_size),
-        "attn.out": (config.hidden_size, config.q_size),
-        "ffn.gate_up": (2 * config.ffn_size, config.hidden_size),
-        "ffn.down": (config.hidden_size, config.ffn_size),
-    }
-    chosen = options.lora_targets or base.linears
-    count = 0
-    for part, (rows, columns) in stored.items():
-        names = base.family.tensors[f"layers.{{i}}.{part}.weight"]
-        used = [name for name in names if name.split(".")[-2] in chosen]
-        # Each stored part has an A of its own; their outputs add up to the rows of the fused layer.
-        count += options.lora_r * (columns * len(used) + rows * len(used) // len(names))
-    count *= config.num_layers
+    """Numbers of a fresh adapter."""
+    config, chosen, count = base.config, options.lora_targets or base.linears, 0
+    for linear in linears_of(base.family, config):
+        for module, rows in zip(linear.modules, linear.rows, strict=True):
+            if any(module == name or module.endswith("." + name) for name in chosen):
+                count += options.lora_r * (rows + linear.columns)
     if tables == "all":
         count += config.vocab_size * config.hidden_size * (1 if config.tie_embeddings else 2)
     return count

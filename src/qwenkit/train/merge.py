@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from qwenkit.core.errors import InputError, NumericsError, SourceError, did_you_mean
+from qwenkit.quantize.dequantize import DTYPES
 from qwenkit.train.merged_folder import work_folder, write_card, write_settings
 from qwenkit.weights.adapter_base import fetch_base
 from qwenkit.weights.adapter_file import AdapterReader, open_weights, read_adapter_config
@@ -30,11 +31,6 @@ from qwenkit.weights.numbers import NumberReader, StoredPart
 from qwenkit.weights.sources import fetch
 from qwenkit.weights.write import Entry, checked_target, write_weights
 
-DTYPES: Mapping[str, torch.dtype] = {
-    "float32": torch.float32,
-    "bfloat16": torch.bfloat16,
-    "float16": torch.float16,
-}
 SHARD_BYTES = 2048 * 10**6
 """Most bytes of a weight file, as in the releases of first-generation Qwen."""
 
@@ -88,7 +84,7 @@ def merge_adapter(
         out: must not exist yet, or be empty.
         model: the base; None: as the adapter says.
         dequantize: merge into a quantised base, whose rounded weights are written as plain numbers.
-        dtype: one of DTYPES; None: as the base has each tensor, of a quantised base bfloat16.
+        dtype: float32, bfloat16 or float16; None: as the base has each tensor, of a quantised base bfloat16.
         shard_bytes: most bytes per weight file.
         on_progress: told after every tensor.
         on_note: told, before weights are written, what the user should know.

@@ -137,15 +137,25 @@ class FinetuneOptions:
         for one, other in (("deepspeed", "fsdp"), ("lazy", "packing"), ("eval_data", "eval_share")):
             if getattr(self, one) and getattr(self, other):
                 raise InputError(f"{one} and {other} exclude each other; give one of them")
-        if not self.is_lora:
-            self._refuse_lora()
+        self._refuse_unheard()
 
-    def _refuse_lora(self) -> None:
-        for each in dataclasses.fields(self):
-            if each.metadata["group"] == "LoRA" and getattr(self, each.name) != _default(each):
-                raise InputError(
-                    f"{each.name} says nothing with method full; leave it out, or use method lora"
-                )
+    def _refuse_unheard(self) -> None:
+        """Options that others silence."""
+        lora = [name for name, each in FIELDS.items() if each.metadata["group"] == "LoRA"]
+        unheard: dict[str, list[str]] = {}
+        if not self.is_lora:
+            unheard["method full; leave it out, or use method lora"] = lora
+        if self.lora_adapter is not None:
+            others = [name for name in lora if name != "lora_adapter"]
+            unheard["lora_adapter, which has its own; leave it out"] = others
+        if self.schedule == "constant":
+            unheard["schedule constant; use constant_with_warmup"] = ["warmup_share"]
+        if self.patience is not None:
+            unheard["patience, which saves with every evaluation; use eval_every"] = ["save_every"]
+        for why, names in unheard.items():
+            for name in names:
+                if getattr(self, name) != default_of(name):
+                    raise InputError(f"{name} says nothing with {why}")
 
     @property
     def is_lora(self) -> bool:

@@ -45,11 +45,6 @@ def pack(lengths: Sequence[int], max_length: int, *, seed: int = 0) -> list[list
     return [rows[n] for n in random.permutation(len(rows)).tolist()]
 
 
-def fill_rate(lengths: Sequence[int], num_rows: int, max_length: int) -> float:
-    """The share of places in the rows that hold tokens."""
-    return sum(lengths) / (num_rows * max_length) if num_rows else 0.0
-
-
 class _Room:
     """Rows by the room left in them. There are few different rooms, so a sorted list finds the tightest quickly."""
 

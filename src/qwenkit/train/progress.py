@@ -14,6 +14,7 @@ from typing import Any
 from transformers import EarlyStoppingCallback, TrainerCallback
 from transformers.integrations import TensorBoardCallback
 
+from qwenkit.core.drawing import new_figure
 from qwenkit.quantize.progress import peak_memory
 from qwenkit.train.options import FinetuneOptions
 
@@ -123,21 +124,13 @@ def device_memory() -> int:
     return peak_memory()
 
 
-def read_log(file: Path) -> list[dict[str, Any]]:
-    """The lines of a log."""
-    return [json.loads(line) for line in file.read_text("utf-8").splitlines() if line.strip()]
-
-
 def draw_loss(lines: list[dict[str, Any]], path: Path, title: str) -> None:
     """Draws loss (with its running mean), held-out loss and learning rate over steps.
 
     Raises:
         MissingExtraError: matplotlib is not there.
     """
-    from qwenkit.core.lazy import import_extra
-
-    figure_module: Any = import_extra("matplotlib.figure", "train")
-    figure = figure_module.Figure(figsize=(9, 5), dpi=120, layout="constrained")
+    figure = new_figure("train")
     figure.suptitle(title, fontsize=11)
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
     losses = [

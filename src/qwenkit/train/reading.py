@@ -149,15 +149,19 @@ def _lines(path: Path, shown: str, digest: _Hash | None) -> Iterator[tuple[str, 
             for number, line in enumerate(file, 1):
                 if digest is not None:
                     digest.update(line)
-                source = f"{shown}:{number}"
-                try:
-                    text = _decoded(line, is_start=number == 1)
-                    if text.strip():
-                        yield source, _parsed(text, line=number)
-                except InputError as error:
-                    yield source, Problem(source, str(error))
+                yield from _line(line, number, f"{shown}:{number}")
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror or error}; name another file") from None
+
+
+def _line(line: bytes, number: int, source: str) -> Iterator[tuple[str, Any]]:
+    """The record of a line, or what is wrong with it; nothing of an empty one."""
+    try:
+        text = _decoded(line, is_start=number == 1)
+        if text.strip():
+            yield source, _parsed(text, line=number)
+    except InputError as error:
+        yield source, Problem(source, str(error))
 
 
 def _whole(path: Path, shown: str, digest: _Hash | None) -> Iterator[tuple[str, Any]]:

@@ -18,17 +18,18 @@ from qwenkit.core.lazy import import_extra
 from qwenkit.kernels.cpu import available_memory
 from qwenkit.train import devices
 from qwenkit.train.adapter import check_adapter, tables_to_train
-from qwenkit.train.base import Base, compute_dtype, dtype_name, load_network, open_base
-from qwenkit.train.checkpoints import BOARD, LOG, PLOT, RunFolder, run_identity
+from qwenkit.train.base import Base, compute_dtype, load_network, open_base
+from qwenkit.train.checkpoints import BOARD, LOG, PLOT, RunFolder, damage_told, run_identity
 from qwenkit.train.collate import PackedCollator, PaddedCollator
 from qwenkit.train.dataset import TrainingData
 from qwenkit.train.labels import LabelRules
 from qwenkit.train.memory import MemoryEstimate, estimate_memory
 from qwenkit.train.options import FinetuneOptions
 from qwenkit.train.plan import FinetuneResult, Plan
+from qwenkit.train.quiet import quieten
 from qwenkit.train.reading import Reading, read_samples
 from qwenkit.train.samples import hold_out
-from qwenkit.train.saving import full_disk_told, save_result
+from qwenkit.train.saving import save_result, shortages_told
 from qwenkit.weights.cache import format_size
 from qwenkit.weights.checkpoint import open_checkpoint
 from qwenkit.weights.memory import weights_bytes
@@ -75,6 +76,7 @@ class Run:
 
         if "tensorboard" in options.loggers:
             import_extra("tensorboard", "train")
+        quieten()
         devices.check_launch(options)
         self._dtype = compute_dtype(options)
         self._args = training_arguments(options, self._folder.checkpoints, self._dtype)
@@ -94,7 +96,7 @@ class Run:
         return Plan(
             model=self._base.name,
             method=options.method,
-            dtype=dtype_name(self._dtype),
+            dtype=str(self._dtype).removeprefix("torch."),
             devices=self._args.world_size,
             steps=self._num_steps(),
             sequences_per_step=options.batch_size * options.accumulate * self._args.world_size,
@@ -181,7 +183,9 @@ class Run:
         finally:
             checkpoint.store.close()
         longest = options.max_length if options.packing else self._data.report.longest or options.max_length
-        estimate = estimate_memory(base, options, weights_bytes=held, tables=tables, longest=longest)
+        estimate = estimate_memory(
+            base, options, dtype=self._dtype, weights_bytes=held, tables=tables, longest=longest
+        )
         is_gpu = self._args.device.type == "cuda"
         self._free = torch.cuda.mem_get_info()[0] if is_gpu else available_memory()
         sharded = options.fsdp or options.deepspeed is not None
@@ -248,8 +252,9 @@ class Run:
         )
         for listener in other_listeners(options, self._folder.path / BOARD if self.is_main else None):
             trainer.add_callback(listener)
-        with _stopping(self._stop), devices.lost_peers(), full_disk_told(self._folder.path):
-            trainer.train(resume_from_checkpoint=None if resumed is None else str(resumed))
+        with _stopping(self._stop), devices.lost_peers(), shortages_told(self._folder.path):
+            with damage_told(resumed, lambda: trainer.has_begun):
+                trainer.train(resume_from_checkpoint=None if resumed is None else str(resumed))
             return self._finish(trainer, meter, time.perf_counter() - started, device_memory())
 
     def _collator(self) -> PackedCollator | PaddedCollator:

@@ -14,45 +14,39 @@ import torch
 from safetensors import SafetensorError
 
 from qwenkit.core.errors import QwenkitError
+from qwenkit.tokenizer.copy import copy_tokenizer
 from qwenkit.train.base import Base
 from qwenkit.weights.write import write_json
 
-_SIDE_FILES = (
-    "generation_config.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "merges.txt",
-    "tokenizer.model",
-    "chat_template.jinja",
-    "chat_template.json",
-    "qwen.tiktoken",
-    "qwen_extra.tiktoken",
-)
+_GENERATION = "generation_config.json"
 _SHARD_BYTES = 2 << 30
 _FULL = (errno.ENOSPC, errno.EDQUOT)
+_NO_MEMORY = "can't allocate memory"
 _FULL_SIGNS = ("No space left", "StorageFull", "PytorchStreamWriter failed", "unexpected pos")
 
 
 @contextlib.contextmanager
-def full_disk_told(folder: Path) -> Iterator[None]:
-    """Turns what libraries raise on a full disk into one sentence; torch does not even raise an OSError.
+def shortages_told(folder: Path) -> Iterator[None]:
+    """Turns what libraries raise on a full disk or without memory into one sentence; torch raises neither as an OSError.
 
     Raises:
-        QwenkitError: the disk is full.
+        QwenkitError: the disk is full, or there is no memory left.
     """
     try:
         yield
-    except (OSError, RuntimeError, SafetensorError) as error:
+    except (OSError, RuntimeError, SafetensorError, MemoryError) as error:
         causes = (error, error.__cause__, error.__context__)
-        is_full = any(isinstance(e, OSError) and e.errno in _FULL for e in causes)
-        if not is_full and not any(sign in str(e) for e in causes for sign in _FULL_SIGNS):
-            raise
-        raise QwenkitError(
-            f"the disk of {folder} is full; free some space and run the same command again, which goes on from the last checkpoint"
-        ) from error
+        text = " ".join(str(each) for each in causes)
+        is_full = any(isinstance(each, OSError) and each.errno in _FULL for each in causes)
+        if is_full or any(sign in text for sign in _FULL_SIGNS):
+            raise QwenkitError(
+                f"the disk of {folder} is full; free some space and run the same command again, which goes on from the last checkpoint"
+            ) from error
+        if isinstance(error, MemoryError | torch.OutOfMemoryError) or _NO_MEMORY in text:
+            raise QwenkitError(
+                "there is no memory left; lower batch_size or max_length, leave checkpointing on, or use method lora or qlora"
+            ) from error
+        raise
 
 
 def save_result(trainer: Any, base: Base, folder: Path) -> None:
@@ -78,12 +72,12 @@ def save_result(trainer: Any, base: Base, folder: Path) -> None:
         return
     for name in ("training_args.bin", "README.md"):
         (temporary / name).unlink(missing_ok=True)
-    for name in _SIDE_FILES:
-        if (base.folder / name).is_file():
-            shutil.copyfile(base.folder / name, temporary / name)
-    _speak_chatml(temporary / "generation_config.json")
-    for file in sorted(temporary.iterdir()):
-        file.replace(folder / file.name)
+    copy_tokenizer(base.folder, temporary)
+    if (base.folder / _GENERATION).is_file():
+        shutil.copyfile(base.folder / _GENERATION, temporary / _GENERATION)
+    _speak_chatml(temporary / _GENERATION)
+    for each in sorted(temporary.iterdir()):
+        each.replace(folder / each.name)
     temporary.rmdir()
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from transformers.trainer_utils import EvalLoopOutput
 
 from qwenkit.core.errors import InputError, NumericsError
+from qwenkit.train.base import uses_gpu
 from qwenkit.train.devices import wait_for_all
 from qwenkit.train.loss import IGNORED
 from qwenkit.train.options import FinetuneOptions
@@ -102,7 +103,7 @@ def training_arguments(
         dtype: of computing.
     """
     evaluates = bool(options.eval_data or options.eval_share)
-    on_gpu = options.device != "cpu" and torch.cuda.is_available()
+    on_gpu = uses_gpu(options)
     every = "steps" if options.eval_every else "epoch"
     save = _save_settings(options, evaluates)
     settings: dict[str, Any] = {

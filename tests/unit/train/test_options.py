@@ -96,6 +96,10 @@ def test_file_in_another_encoding(tmp_path: Path) -> None:
         ({"deepspeed": "zero2", "fsdp": True}, "exclude"),
         ({"method": "full", "lora_r": 8}, "lora_r says nothing with method full"),
         ({"method": "full", "lora_targets": ("w1",)}, "lora_targets says nothing"),
+        ({"lora_adapter": "a", "lora_r": 8}, "lora_r says nothing with lora_adapter"),
+        ({"lora_adapter": "a", "train_tables": "all"}, "train_tables says nothing with lora_adapter"),
+        ({"schedule": "constant", "warmup_share": 0.1}, "warmup_share says nothing with schedule constant"),
+        ({"eval_share": 0.1, "patience": 2, "save_every": 7}, "save_every says nothing with patience"),
         ({"loggers": ("wandb",)}, "loggers 'wandb' is unknown"),
     ],
 )
