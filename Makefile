@@ -42,6 +42,7 @@ sanitize:
 
 test-data: .venv/.test
 	@$(BIN)/python scripts/fetch_test_data.py
+	@$(BIN)/python -m scripts.fetch_browser
 
 .venv/.core: pyproject.toml setup.py constraints.txt $(wildcard csrc/*)
 	@echo "Installing into .venv (once; a few minutes on a slow line) ..."

@@ -85,7 +85,7 @@ MARKDOWN = (
 PURIFY = Package(
     "dompurify",
     "3.4.18",
-    "ofe3wI/uNm68HInABFYJFYqQxRw1EaKAjNdrFVKqjUY+UZurvNd2L/HuQe097s/4RivWiZyP6tT7aoT8atjfhwg==",
+    "ofe3wI/uNm68HInABYFJYqQxRw1EaKAjNdrFVKqjUY+UZurvNd2L/HuQe097s/4RivWiZyP6tT7aoT8atjfhwg==",
     licence="Apache-2.0 or MPL-2.0",
 )
 HIGHLIGHT = Package(
@@ -111,14 +111,14 @@ BUNDLER = Package(
     "4xTZr1FUmSoQW4XIWmit3tzQrUTZM+N3P0XV8xROKYF50XfI7xeO90+1bZvNwxIufQ9hDQVRJH5YhgPVF8A/HQ==",
 )
 
-LANGUAGES = """bash c clojure cmake cpp csharp css dart diff dockerfile elixir erlang fortran go graphql haskell http ini java
+_LANGUAGES = """bash c clojure cmake cpp csharp css dart diff dockerfile elixir erlang fortran go graphql haskell http ini java
 javascript json julia kotlin latex less lisp lua makefile markdown matlab nginx objectivec ocaml perl php plaintext
 powershell protobuf python python-repl r ruby rust scala scss shell sql swift typescript vbnet verilog vim wasm x86asm
-xml yaml""".split()
+xml yaml"""
 
 _HIGHLIGHT_ENTRY = 'import hljs from "highlight.js/lib/core";\n' + "".join(
     f'import l{i} from "highlight.js/lib/languages/{name}";\nhljs.registerLanguage("{name}", l{i});\n'
-    for i, name in enumerate(LANGUAGES)
+    for i, name in enumerate(_LANGUAGES.split())
 )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 
 import pytest
 
@@ -14,30 +15,9 @@ from qwenkit.bench.report import make_report
 from qwenkit.bench.workload import Span, Workload
 from qwenkit.core.errors import RemoteError
 from qwenkit.core.types import Constraint, Message, Request, SamplingParams, ToolCall, ToolSpec, collect
+from tests.support.backends import EVERY_SETTING
 from tests.support.http import live, scripted
 
-ALL_SET = SamplingParams(
-    n=2,
-    max_tokens=9,
-    min_tokens=2,
-    temperature=0.5,
-    top_k=4,
-    top_p=0.9,
-    min_p=0.1,
-    repetition_penalty=1.1,
-    frequency_penalty=0.2,
-    presence_penalty=0.3,
-    logit_bias={5: 1.5},
-    bad_words=("no",),
-    allowed_token_ids=(1, 2),
-    seed=3,
-    stop=("x",),
-    stop_token_ids=(8,),
-    ignore_eos=True,
-    include_stop=True,
-    skip_special_tokens=False,
-    logprobs=2,
-)
 SCHEMA = {"type": "object", "properties": {"a": {"type": "integer"}}}
 CONVERSATION = (
     Message("system", "be brief"),
@@ -52,8 +32,8 @@ CONVERSATION = (
 @pytest.mark.parametrize(
     "request_",
     [
-        Request(prompt=(Message("user", "hi"),), params=ALL_SET),
-        Request(prompt=(1, 2, 3), params=ALL_SET),
+        Request(prompt=(Message("user", "hi"),), params=replace(EVERY_SETTING, n=2)),
+        Request(prompt=(1, 2, 3), params=replace(EVERY_SETTING, n=2)),
         Request(prompt=CONVERSATION),
         *(
             Request(prompt=(Message("user", "hi"),), params=SamplingParams(constraint=constraint))

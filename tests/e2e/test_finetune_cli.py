@@ -193,8 +193,7 @@ def test_an_adapter_of_another_base(model: Path, data: Path, whole: Path, tmp_pa
         refused(qwenkit(*start, "--lora-adapter", str(whole)), str(whole))
 
 
-def test_a_full_disk(model: Path, data: Path, tmp_path: Path) -> None:
-    """Said in one sentence; what was saved before stays."""
+def test_a_device_as_the_folder(model: Path, data: Path) -> None:
     out = Path("/dev/full")
     done = qwenkit("finetune", "-m", str(model), "--data", str(data), "--out", str(out), *SHORT)
     refused(done, "/dev/full")

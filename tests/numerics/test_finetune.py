@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from qwenkit import LLM
-from qwenkit.core.errors import InputError
+from qwenkit.core.errors import CheckpointError, InputError
 from qwenkit.quantize.recipe import Recipe
 from qwenkit.quantize.run import quantize_model
 from qwenkit.train.merge import merge_adapter
@@ -85,6 +86,47 @@ def test_a_stopped_run_goes_on_as_if_nothing_had_happened(tmp_path: Path, method
     assert ours.keys() == theirs.keys()
     for name, tensor in ours.items():
         assert torch.equal(tensor, theirs[name]), name
+
+
+@pytest.fixture(scope="module")
+def stopped(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the files of ``options``, and in it a run that was stopped behind its first step."""
+    folder = tmp_path_factory.mktemp("stopped")
+    run(options(folder, max_steps=3, save_every=1), stop_after=1)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("optimizer.pt", None),
+        ("optimizer.pt", b""),
+        ("adapter_model.safetensors", None),
+        ("adapter_model.safetensors", b""),
+        ("rng_state.pth", None),
+        ("scheduler.pt", None),
+        ("scheduler.pt", b"garbage"),
+        ("trainer_state.json", b'{"global_step": 2, "no_such_field": 1}'),
+        ("trainer_state.json", b"\0\0"),
+    ],
+)
+def test_a_damaged_checkpoint_is_told(
+    stopped: Path, tmp_path: Path, name: str, content: bytes | None
+) -> None:
+    """None stands for the first half of the file."""
+    out = tmp_path / "out"
+    shutil.copytree(stopped / "out", out)
+    newest = out / "checkpoints" / "checkpoint-2"
+    whole = (newest / name).read_bytes()
+    (newest / name).write_bytes(whole[: len(whole) // 2] if content is None else content)
+    chosen = options(stopped, max_steps=3, save_every=1, out=str(out))
+    with pytest.raises(CheckpointError, match="is damaged") as caught:
+        run(chosen)
+    assert str(newest) in str(caught.value)
+    assert "--restart" in str(caught.value)
+    assert "\n" not in str(caught.value)
+    shutil.rmtree(newest)  # as it says
+    assert run(chosen).steps == 3
 
 
 def test_a_run_killed_behind_its_last_step(tmp_path: Path) -> None:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from qwenkit.cache.dense import DenseCache
@@ -35,6 +35,27 @@ def write_adapter(folder: Path, tensors: dict[str, Tensor], **config: Any) -> Pa
     (folder / "adapter_config.json").write_text(json.dumps(CONFIG | config))
     save_file({k: t.contiguous() for k, t in tensors.items()}, folder / "adapter_model.safetensors")
     return folder
+
+
+def with_settings(**changes: Any) -> Callable[[Path], None]:
+    """What gives a folder other settings."""
+
+    def change_settings(folder: Path) -> None:
+        path = folder / "adapter_config.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+    return change_settings
+
+
+def with_tensors(change: Callable[[dict[str, Tensor]], object]) -> Callable[[Path], None]:
+    """What gives a folder other tensors."""
+
+    def change_tensors(folder: Path) -> None:
+        tensors = load_file(folder / "adapter_model.safetensors")
+        change(tensors)
+        save_file(tensors, folder / "adapter_model.safetensors")
+
+    return change_tensors
 
 
 def save_with_peft(model: Any, folder: Path, *, seed: int = 0, **lora: Any) -> Any:

@@ -19,6 +19,29 @@ from tests.support.networks import family_config, random_network
 
 GREEDY = SamplingParams(temperature=0.0, top_k=0, top_p=1.0, min_p=0.0, repetition_penalty=1.0)
 
+EVERY_SETTING = SamplingParams(
+    max_tokens=9,
+    min_tokens=2,
+    temperature=0.5,
+    top_k=4,
+    top_p=0.9,
+    min_p=0.1,
+    repetition_penalty=1.1,
+    frequency_penalty=0.2,
+    presence_penalty=0.3,
+    logit_bias={5: 1.5},
+    bad_words=("no",),
+    allowed_token_ids=(1, 2),
+    seed=3,
+    stop=("x",),
+    stop_token_ids=(8,),
+    ignore_eos=True,
+    include_stop=True,
+    skip_special_tokens=False,
+    logprobs=2,
+)
+"""None of them as it is without."""
+
 
 def tiny_backend(
     tokenizer: Tokenizer,

@@ -8,7 +8,7 @@ import http.client
 import json
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from qwenkit.backends.base import Backend
@@ -90,10 +90,10 @@ class Live:
 
 
 @contextlib.contextmanager
-def live(backend: Backend, **options: Any) -> Iterator[Live]:
-    """Serves a backend in a thread of this process."""
+def live(backend: Backend, *, pages: Mapping[str, Any] | None = None, **options: Any) -> Iterator[Live]:
+    """Serves a backend, and a page, in a thread of this process."""
     options = {"has_access_log": False} | options
-    app = create_app(backend, ServerOptions(**options))
+    app = create_app(backend, ServerOptions(**options), pages=pages)
     listener = bind("127.0.0.1", 0)
     started = threading.Event()
     server = Server(app, on_start=started.set)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,15 +27,18 @@ SIZES: dict[str, Any] = {
 }
 """Groups of 64 divide the width and not the feed-forward size; groups of 32 divide both."""
 SPECIALS = {"<|endoftext|>": 256, "<|im_start|>": 257, "<|im_end|>": 258}
+QWEN3_MARKS = ("<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>", "<think>", "</think>")
+"""Tokens of their own that decoding does not leave out."""
 
 
-def byte_level(chat_template: str | None = TEMPLATE) -> HfTokenizer:
-    """Bytes are tokens; three specials follow."""
+def byte_level(chat_template: str | None = TEMPLATE, *, marks: Sequence[str] = ()) -> HfTokenizer:
+    """Bytes are tokens; three specials follow, then the marks."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     library = Tokenizer(models.BPE(vocab={char: i for i, char in enumerate(alphabet)}, merges=[]))
     library.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     library.decoder = decoders.ByteLevel()
     library.add_special_tokens([AddedToken(form, special=True, normalized=False) for form in SPECIALS])
+    library.add_tokens([AddedToken(form, special=False, normalized=False) for form in marks])
     templates = {} if chat_template is None else {"default": chat_template}
     return HfTokenizer(library, TokenizerInfo(eos_token="<|im_end|>", chat_templates=templates))
 

@@ -30,6 +30,7 @@ LAYERS = {
     "session": 6,
     "bench": 6,
     "server": 7,
+    "web": 7,
     "cli": 8,
     "__main__": 8,
 }

@@ -16,6 +16,8 @@ from qwenkit.core.environment import api_key
 from qwenkit.core.errors import InputError
 
 if TYPE_CHECKING:
+    from rich.progress import ProgressColumn
+
     from qwenkit.llm import LLM
 
 
@@ -37,6 +39,13 @@ def fetch_with_base(model: str) -> None:
             fetch_base(path, on_progress=show)
 
 
+def byte_columns(width: int) -> tuple[ProgressColumn, ...]:
+    """A bar of this width for work on bytes, with their number, speed and the time left."""
+    from rich.progress import BarColumn, DownloadColumn, TimeRemainingColumn, TransferSpeedColumn
+
+    return BarColumn(bar_width=width), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn()
+
+
 @contextlib.contextmanager
 def _downloads(name: str) -> Iterator[Callable[[int, int | None], None] | None]:
     """Shows how far a download is, once it begins, on stderr when that is a terminal."""
@@ -44,22 +53,9 @@ def _downloads(name: str) -> Iterator[Callable[[int, int | None], None] | None]:
         yield None
         return
     from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        DownloadColumn,
-        Progress,
-        TextColumn,
-        TimeRemainingColumn,
-        TransferSpeedColumn,
-    )
+    from rich.progress import Progress, TextColumn
 
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        DownloadColumn(),
-        TransferSpeedColumn(),
-        TimeRemainingColumn(),
-    )
+    columns = (TextColumn("{task.description}"), *byte_columns(40))
     progress = Progress(*columns, console=Console(stderr=True))
     task = progress.add_task(name, total=None)
 

@@ -24,6 +24,7 @@ from qwenkit.cli.pull import pull
 from qwenkit.cli.quantize import quantize
 from qwenkit.cli.serve import serve
 from qwenkit.cli.tokens import detokenize, tokenize
+from qwenkit.cli.web import web
 from qwenkit.core.environment import wants_traceback
 from qwenkit.core.errors import QwenkitError
 
@@ -119,6 +120,7 @@ app.command("tokenize")(tokenize)
 app.command("detokenize")(detokenize)
 app.command("perplexity")(perplexity)
 app.command("serve")(serve)
+app.command("web")(web)
 app.command("finetune")(finetune)
 app.command("quantize")(quantize)
 app.command("dequantize")(dequantize)

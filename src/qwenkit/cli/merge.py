@@ -110,23 +110,13 @@ def _progress() -> Iterator[Callable[[int, int], None] | None]:
         yield None
         return
     from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        DownloadColumn,
-        Progress,
-        TextColumn,
-        TimeRemainingColumn,
-        TransferSpeedColumn,
-    )
+    from rich.progress import Progress, TextColumn
 
     from qwenkit.quantize.progress import peak_memory
 
     columns = (
         TextColumn("merging"),
-        BarColumn(bar_width=20),
-        DownloadColumn(),
-        TransferSpeedColumn(),
-        TimeRemainingColumn(),
+        *loading.byte_columns(20),
         TextColumn("memory {task.fields[memory]}"),
     )
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:

@@ -1,9 +1,12 @@
-"""``qwenkit serve``: the OpenAI API over HTTP."""
+"""``qwenkit serve``: a model over HTTP, with the chat page; what ``qwenkit web`` does as well is here, too."""
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import socket
 import sys
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -73,13 +76,21 @@ class EngineOptions:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class HttpOptions:
-    """Where the server listens, whom it answers, and how long it waits."""
+class ListenOptions:
+    """Where the server listens, and what it does beside the API."""
 
     host: Annotated[str, _server("--host", metavar="ADDRESS", text="0.0.0.0 lets other machines in.")] = (
         "127.0.0.1"
     )
     port: Annotated[int, _server("--port", "-p", metavar="N", text="0 takes any free one.")] = 8000
+    no_page: Annotated[bool, _server("--no-page", text="Do not serve the chat page at /.")] = False
+    no_access_log: Annotated[bool, _server("--no-access-log", text="Do not log a line per request.")] = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HttpOptions:
+    """Whom the server answers, in which words, and how long it waits."""
+
     served_model_name: Annotated[
         list[str] | None,
         _server(
@@ -117,14 +128,21 @@ class HttpOptions:
         bool,
         _server("--allow-lora-loading", text="Let clients load adapters from folders of this machine."),
     ] = False
-    no_access_log: Annotated[bool, _server("--no-access-log", text="Do not log a line per request.")] = False
+    protocols: Annotated[
+        str | None,
+        _server("--protocols", metavar="NAMES", text="What is spoken, such as openai; all unless given."),
+    ] = None
 
-    def to_server_options(self) -> ServerOptions:
+    def to_server_options(self, *, has_access_log: bool) -> ServerOptions:
         """The same as the server wants it.
+
+        Args:
+            has_access_log: whether to log a line per request.
 
         Raises:
             InputError: a value makes no sense, or the file of keys cannot be used.
         """
+        from qwenkit.server.endpoints import chosen
         from qwenkit.server.options import ServerOptions
 
         keys = [*(self.api_key or ()), *server_api_keys()]
@@ -135,7 +153,7 @@ class HttpOptions:
             keys += found
         if not 0 < self.max_body_mb < 2**20:
             raise InputError(f"--max-body-mb {self.max_body_mb} is not possible; use a number above 0")
-        return ServerOptions(
+        options = ServerOptions(
             served_names=tuple(self.served_model_name or ()),
             api_keys=tuple(dict.fromkeys(keys)),
             cors_origins=tuple(self.cors_origin or ()),
@@ -144,8 +162,11 @@ class HttpOptions:
             stall_timeout=self.stall_timeout,
             drain_timeout=self.drain_timeout,
             allow_lora_loading=self.allow_lora_loading,
-            has_access_log=not self.no_access_log,
+            has_access_log=has_access_log,
+            protocols=tuple(name.strip() for name in (self.protocols or "").split(",") if name.strip()),
         )
+        chosen(options.protocols)  # a wrong name is told before the model loads
+        return options
 
 
 def _keys_in(file: Path) -> list[str]:
@@ -155,36 +176,78 @@ def _keys_in(file: Path) -> list[str]:
 
 @spread
 def serve(
-    *, model: ModelOptions, speculation: SpeculativeOptions, engine: EngineOptions, http: HttpOptions
+    *,
+    model: ModelOptions,
+    speculation: SpeculativeOptions,
+    engine: EngineOptions,
+    listen: ListenOptions,
+    http: HttpOptions,
 ) -> None:
-    """Serve a model over HTTP, as the OpenAI API. Ctrl-C lets running requests end; a second one does not."""
+    """Serve a model over HTTP, with a page to chat on. Ctrl-C lets running requests end; a second one does not."""
+    check_extra()
+    options = http.to_server_options(has_access_log=not listen.no_access_log)
+
+    def announce(backend: Backend, url: str) -> None:
+        print("\n".join(_summary(backend, options, engine, url)), flush=True)
+        if not listen.no_page:
+            print(f"chat page: {url}/", flush=True)
+
+    with listening(listen.host, listen.port) as listener, opened(model, speculation, engine) as backend:
+        serve_backend(backend, options, listener, has_page=not listen.no_page, on_start=announce)
+
+
+def check_extra() -> None:
+    """Raises MissingDependencyError unless everything a server needs is installed."""
     for module in ("fastapi", "uvicorn", "uvloop", "httptools", "prometheus_client"):
         import_extra(module, "server")
-    from qwenkit.server.run import bind, serve, url_of
 
-    options = http.to_server_options()
+
+@contextlib.contextmanager
+def listening(host: str, port: int) -> Iterator[socket.socket]:
+    """A socket that listens there; before the model is read, which may take minutes."""
+    from qwenkit.server.run import bind
+
+    if not 0 <= port < 2**16:
+        raise InputError(f"--port {port} is not possible; use 0 to 65535")
+    with contextlib.closing(bind(host, port)) as listener:
+        yield listener
+
+
+@contextlib.contextmanager
+def opened(model: ModelOptions, speculation: SpeculativeOptions, engine: EngineOptions) -> Iterator[Backend]:
+    """The model with its adapters."""
     adapters = [_adapter(text) for text in engine.lora or ()]
-    if not 0 <= http.port < 2**16:
-        raise InputError(f"--port {http.port} is not possible; use 0 to 65535")
-    listener = bind(http.host, http.port)  # before the model, which may take minutes
-    try:
-        backend = _open(model, speculation, engine)
-        try:
-            for name, path in adapters:
-                backend.load_adapter(name, path)
-            from qwenkit.server.app import create_app
+    with contextlib.closing(_open(model, speculation, engine)) as backend:
+        for name, path in adapters:
+            backend.load_adapter(name, path)
+        yield backend
 
-            _log_to_stderr()
-            url = url_of(listener)
-            serve(
-                create_app(backend, options),
-                listener,
-                on_start=lambda: _announce(backend, options, engine, url),
-            )
-        finally:
-            backend.close()
-    finally:
-        listener.close()
+
+def serve_backend(
+    backend: Backend,
+    options: ServerOptions,
+    listener: socket.socket,
+    *,
+    has_page: bool,
+    on_start: Callable[[Backend, str], None],
+) -> None:
+    """Serves until a signal says to stop.
+
+    Args:
+        backend: what is served.
+        options: limits and switches.
+        listener: where.
+        has_page: whether the chat page is served, too.
+        on_start: called with the backend and the address once requests are taken.
+    """
+    from qwenkit.server.app import create_app
+    from qwenkit.server.run import serve, url_of
+    from qwenkit.web.page import page_handlers
+
+    _log_to_stderr()
+    app = create_app(backend, options, pages=page_handlers() if has_page else None)
+    url = url_of(listener)
+    serve(app, listener, on_start=lambda: on_start(backend, url))
 
 
 def _adapter(text: str) -> tuple[str, str]:
@@ -223,7 +286,7 @@ def _open(model: ModelOptions, speculation: SpeculativeOptions, engine: EngineOp
         return open_local(model.model, options, on_progress=on_progress)
 
 
-def _announce(backend: Backend, options: ServerOptions, engine: EngineOptions, url: str) -> None:
+def _summary(backend: Backend, options: ServerOptions, engine: EngineOptions, url: str) -> list[str]:
     """What runs, with which limits, and where."""
     keys = f"{len(options.api_keys)} keys" if options.api_keys else "no key needed"
     limits = [
@@ -237,7 +300,7 @@ def _announce(backend: Backend, options: ServerOptions, engine: EngineOptions, u
     lines.append(f"serving on {url}")
     if not options.api_keys and "//127." not in url and "//[::1]" not in url:
         lines.append("anyone who reaches this address can use the model; --api-key changes that")
-    print("\n".join(lines), flush=True)
+    return lines
 
 
 def _cache(info: BackendInfo) -> list[str]:

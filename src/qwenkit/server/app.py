@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fastapi import FastAPI
@@ -14,13 +15,13 @@ from starlette.responses import Response
 from qwenkit._version import __version__
 from qwenkit.backends.base import Backend
 from qwenkit.core.errors import QwenkitError, did_you_mean
-from qwenkit.server.endpoints import ENDPOINTS, Endpoint
+from qwenkit.server.endpoints import chosen
 from qwenkit.server.errors import ApiError, ClientGone, describe
-from qwenkit.server.exchange import CLIENT_GONE
+from qwenkit.server.exchange import CLIENT_GONE, Exchange
 from qwenkit.server.gate import OPEN_PATHS, Gate
-from qwenkit.server.openai_schema import ErrorBody
-from qwenkit.server.openai_shapes import error_body
 from qwenkit.server.options import ServerOptions
+from qwenkit.server.paths import Paths
+from qwenkit.server.protocol import Endpoint, Handler, Protocol
 from qwenkit.server.service import Service
 
 _PARAMETER = re.compile(r"\{(\w+)")
@@ -43,22 +44,33 @@ _ERRORS = {
 }
 
 
-def create_app(backend: Backend, options: ServerOptions | None = None) -> Gate:
+def create_app(
+    backend: Backend, options: ServerOptions | None = None, *, pages: Mapping[str, Handler] | None = None
+) -> Gate:
     """An ASGI application.
 
     Args:
         backend: what is served; whoever opened it closes it.
         options: limits and switches.
+        pages: for each path of a page, what answers its GET; nobody needs a key for them.
 
     Returns:
         The application; ``service`` has its shared state.
+
+    Raises:
+        InputError: the options name a protocol that does not exist.
     """
     service = Service(backend, options or ServerOptions())
     # No pages for browsers: they would load scripts from elsewhere.
     app = FastAPI(title="qwenkit", version=__version__, docs_url=None, redoc_url=None, redirect_slashes=False)
     app.state.service = service
-    for endpoint in ENDPOINTS:
-        _add(app, endpoint, needs_key=bool(service.options.api_keys) and endpoint.path not in OPEN_PATHS)
+    protocols = chosen(service.options.protocols)
+    pages = pages or {}
+    paths = Paths(protocols, pages)
+    app.state.paths = paths
+    for path, handler in pages.items():
+        app.add_route(path, handler, methods=["GET"], include_in_schema=False)
+    _add_all(app, protocols, has_keys=bool(service.options.api_keys))
     for kind in (ApiError, QwenkitError, HTTPException, ClientGone, Exception):
         app.add_exception_handler(kind, _answer_error)
     components: dict[str, Any] = {}
@@ -67,7 +79,7 @@ def create_app(backend: Backend, options: ServerOptions | None = None) -> Gate:
     def openapi() -> dict[str, Any]:
         schema = inner()
         if not components:
-            components.update(_body_schemas())
+            components.update(_body_schemas(protocols))
         found = schema.setdefault("components", {})
         found.setdefault("schemas", {}).update(components)
         if service.options.api_keys:
@@ -75,10 +87,20 @@ def create_app(backend: Backend, options: ServerOptions | None = None) -> Gate:
         return schema
 
     app.openapi = openapi  # type: ignore[method-assign]
-    return Gate(app, service, error_body, [e.path for e in ENDPOINTS])
+    return Gate(app, service, paths, OPEN_PATHS | pages.keys())
 
 
-def _add(app: FastAPI, endpoint: Endpoint, *, needs_key: bool) -> None:
+def _add_all(app: FastAPI, protocols: Sequence[Protocol], *, has_keys: bool) -> None:
+    """Protocols may share an endpoint; the first that names it describes it."""
+    done = set()
+    for protocol in protocols:
+        for endpoint in protocol.endpoints:
+            if (endpoint.path, endpoint.method) not in done:
+                done.add((endpoint.path, endpoint.method))
+                _add(app, endpoint, protocol, needs_key=has_keys and endpoint.path not in OPEN_PATHS)
+
+
+def _add(app: FastAPI, endpoint: Endpoint, protocol: Protocol, *, needs_key: bool) -> None:
     extra: dict[str, Any] = {"security": [{_KEY: []}]} if needs_key else {}
     if endpoint.body is not None:
         reference = {"$ref": _SCHEMAS.format(model=endpoint.body.__name__)}
@@ -88,7 +110,7 @@ def _add(app: FastAPI, endpoint: Endpoint, *, needs_key: bool) -> None:
             {"name": name, "in": "path", "required": True, "schema": {"type": "string"}} for name in names
         ]
     errors: dict[int | str, dict[str, Any]] = {
-        status: {"model": ErrorBody, "description": text} for status, text in _ERRORS.items()
+        status: {"model": protocol.error_model, "description": text} for status, text in _ERRORS.items()
     }
     success = {"description": "Done.", "content": {kind: {} for kind in endpoint.media_types}}
     app.add_api_route(
@@ -99,12 +121,14 @@ def _add(app: FastAPI, endpoint: Endpoint, *, needs_key: bool) -> None:
         response_class=Response,
         responses={200: success, **errors},
         openapi_extra=extra,
+        tags=[protocol.name],
         summary=(endpoint.handler.__doc__ or "").strip().partition("\n")[0],
     )
 
 
-def _body_schemas() -> dict[str, Any]:
-    models = [(endpoint.body, "validation") for endpoint in ENDPOINTS if endpoint.body is not None]
+def _body_schemas(protocols: Sequence[Protocol]) -> dict[str, Any]:
+    bodies = [e.body for protocol in protocols for e in protocol.endpoints if e.body is not None]
+    models = [(body, "validation") for body in dict.fromkeys(bodies)]
     _, definitions = models_json_schema(models, ref_template=_SCHEMAS)  # type: ignore[arg-type]
     found: dict[str, Any] = definitions["$defs"]
     return found
@@ -115,14 +139,15 @@ async def _answer_error(http: Request, error: Exception) -> Response:
         return Response(status_code=CLIENT_GONE)
     if isinstance(error, HTTPException):
         error = _routing_error(http, error)
-    told = describe(error)
-    return Response(error_body(told), told.status, told.headers, "application/json")
+    told, exchange = describe(error), Exchange.of(http.scope)
+    body = exchange.render_error(told, exchange.request_id)
+    return Response(body, told.status, told.headers, "application/json")
 
 
 def _routing_error(http: Request, error: HTTPException) -> ApiError:
     path = http.url.path
     if error.status_code == 404:
-        hint = did_you_mean(path, [e.path for e in ENDPOINTS])
+        hint = did_you_mean(path, http.app.state.paths.names)
         return ApiError(
             404, f"there is nothing at {path!r:.200}{hint or '; see /openapi.json'}", code="not_found"
         )

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
+from typing import TypeAlias
 
 from qwenkit.core.errors import (
     InputError,
@@ -41,6 +43,10 @@ class ApiError(Exception):
         super().__init__(message)
         self.status, self.message, self.param, self.code = status, message, param, code
         self.headers = headers or {}
+
+
+RenderError: TypeAlias = Callable[[ApiError, str], bytes]
+"""The body of an error in the words of a protocol, given the id of the request."""
 
 
 class ClientGone(Exception):

@@ -8,6 +8,8 @@ import uuid
 from dataclasses import dataclass, field
 from typing import Any
 
+from qwenkit.server.errors import RenderError
+
 SCOPE_KEY = "qwenkit.exchange"
 CLIENT_GONE = 499
 """Status in log and metrics of a request whose client did not wait."""
@@ -26,6 +28,8 @@ class Exchange:
     completion_tokens: int | None = None
     ignored_fields: list[str] = field(default_factory=list)
     """Fields of the request that had no effect."""
+    render_error: RenderError
+    """Words errors as the protocol of the path does; an endpoint that several protocols share may change it."""
 
     @classmethod
     def of(cls, scope: Any) -> Exchange:

@@ -8,18 +8,18 @@ from __future__ import annotations
 import hmac
 import logging
 import time
-from collections.abc import Awaitable, Callable, Iterable, MutableMapping
+from collections.abc import Awaitable, Callable, Collection, MutableMapping
 from typing import Any, TypeAlias
 
 from qwenkit.server.errors import ApiError, ClientGone, describe, shutting_down
 from qwenkit.server.exchange import CLIENT_GONE, SCOPE_KEY, Exchange, choose_request_id
+from qwenkit.server.paths import Paths
 from qwenkit.server.service import Service
 from qwenkit.server.watch import Receive
 
 Scope: TypeAlias = MutableMapping[str, Any]
 Send: TypeAlias = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 App: TypeAlias = Callable[[Scope, Receive, Send], Awaitable[None]]
-RenderError: TypeAlias = Callable[[ApiError], bytes]
 Header: TypeAlias = tuple[bytes, bytes]
 
 _log = logging.getLogger("qwenkit.server")
@@ -28,6 +28,8 @@ OPEN_PATHS = frozenset({"/health", "/metrics"})
 """Answered without a key and while the server stops, so that supervisors can look."""
 _EXPOSED = b"x-request-id, x-ignored-fields, retry-after"
 _MAX_HEADER = 2000
+_KEY_HEADER = b"x-api-key"
+"""Where clients of Anthropic's protocol send theirs."""
 
 
 class Gate:
@@ -36,16 +38,18 @@ class Gate:
     Args:
         app: what is behind.
         service: shared state of the server.
-        render_error: the body of an error.
-        paths: known paths, for counting; others count together.
+        paths: known paths, for counting (others count together) and for the shape of errors.
+        open_paths: answered without a key, in any state of the server, and not logged.
     """
 
-    def __init__(self, app: App, service: Service, render_error: RenderError, paths: Iterable[str]) -> None:
-        self._app, self.service, self.render = app, service, render_error
+    def __init__(
+        self, app: App, service: Service, paths: Paths, open_paths: Collection[str] = OPEN_PATHS
+    ) -> None:
+        self._app, self.service = app, service
+        self._paths, self._open = paths, frozenset(open_paths)
         self._options = service.options
         self._keys = [key.encode() for key in service.options.api_keys]
         self._origins = frozenset(origin.encode() for origin in service.options.cors_origins)
-        self._paths = frozenset(paths)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """See ASGI."""
@@ -53,7 +57,9 @@ class Gate:
             await self._app(scope, receive, send)
             return
         headers = dict(reversed(scope["headers"]))  # the first of several counts
-        exchange = Exchange(request_id=choose_request_id(headers.get(b"x-request-id")))
+        name, render = self._paths.find(scope["path"])
+        request_id = choose_request_id(headers.get(b"x-request-id"))
+        exchange = Exchange(request_id=request_id, render_error=render)
         scope[SCOPE_KEY] = exchange
         answer = _Answer(send, exchange, self._cors(headers.get(b"origin")))
         try:
@@ -70,21 +76,26 @@ class Gate:
             if not exchange.status:
                 await self._fail(describe(error), answer)
         finally:
-            self._note(scope, exchange)
+            self._note(scope, exchange, name or "other")
+
+    def render(self, error: ApiError) -> bytes:
+        """The body of an error about a request whose path is not known."""
+        return self._paths.find("")[1](error, "")
 
     def _refusal(self, path: str, headers: dict[bytes, bytes]) -> ApiError | None:
-        if path in OPEN_PATHS:
+        if path in self._open:
             return None
-        if self._keys and not self._has_key(headers.get(b"authorization", b"")):
+        if self._keys and not self._has_key(headers):
             message = "the API key is missing or wrong; send the header Authorization: Bearer KEY"
             return ApiError(401, message, code="invalid_api_key", headers={"www-authenticate": "Bearer"})
         return shutting_down() if self.service.is_draining else None
 
-    def _has_key(self, authorization: bytes) -> bool:
-        scheme, _, given = authorization.partition(b" ")
+    def _has_key(self, headers: dict[bytes, bytes]) -> bool:
+        scheme, _, bearer = headers.get(b"authorization", b"").partition(b" ")
+        given = [bearer.strip() if scheme.lower() == b"bearer" else b"", headers.get(_KEY_HEADER, b"")]
         # Every key is compared, so that time tells nothing about which one was nearly right.
-        matches = [hmac.compare_digest(given.strip(), key) for key in self._keys]
-        return any(matches) and scheme.lower() == b"bearer"
+        matches = [hmac.compare_digest(each, key) for each in given for key in self._keys]
+        return any(matches)
 
     def _cors(self, origin: bytes | None) -> list[Header]:
         if not self._origins:
@@ -110,29 +121,28 @@ class Gate:
             return
         wanted = headers.get(b"access-control-request-headers", b"*")
         allowed = [
-            (b"access-control-allow-methods", b"GET, POST, OPTIONS"),
+            (b"access-control-allow-methods", b"GET, POST, DELETE, OPTIONS"),
             (b"access-control-allow-headers", wanted),
             (b"access-control-max-age", b"600"),
         ]
         await answer({"type": "http.response.start", "status": 204, "headers": allowed})
         await answer({"type": "http.response.body", "body": b""})
 
-    async def _fail(self, error: ApiError, send: Send) -> None:
-        body = self.render(error)
+    async def _fail(self, error: ApiError, answer: _Answer) -> None:
+        body = answer.exchange.render_error(error, answer.exchange.request_id)
         headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
         headers += [(name.encode(), value.encode()) for name, value in error.headers.items()]
-        await send({"type": "http.response.start", "status": error.status, "headers": headers})
-        await send({"type": "http.response.body", "body": body})
+        await answer({"type": "http.response.start", "status": error.status, "headers": headers})
+        await answer({"type": "http.response.body", "body": body})
 
-    def _note(self, scope: Scope, exchange: Exchange) -> None:
+    def _note(self, scope: Scope, exchange: Exchange, name: str) -> None:
         path = scope["path"]
         status = exchange.status or CLIENT_GONE
         seconds = time.perf_counter() - exchange.started
         if exchange.completion_tokens is not None:
             self.service.metrics.whole.observe(seconds)
-        shown = path if path in self._paths else "other"
-        self.service.metrics.count_request(_METHODS.get(scope["method"], "other"), shown, status)
-        if self._options.has_access_log and path not in OPEN_PATHS:
+        self.service.metrics.count_request(_METHODS.get(scope["method"], "other"), name, status)
+        if self._options.has_access_log and path not in self._open:
             client = scope.get("client") or ("-", 0)
             _access_log.info(
                 "%s %s %s %s %d %.1fms prompt=%s completion=%s",
@@ -161,16 +171,17 @@ class _Answer:
     """Sends on what the application answers, with the headers every answer has."""
 
     def __init__(self, send: Send, exchange: Exchange, extra: list[Header]) -> None:
-        self._send, self._exchange = send, exchange
+        self._send, self.exchange = send, exchange
         self.extra = extra
 
     async def __call__(self, message: MutableMapping[str, Any]) -> None:
         if message["type"] == "http.response.start":
-            self._exchange.status = message["status"]
+            exchange = self.exchange
+            exchange.status = message["status"]
             headers = [*message.get("headers", ()), *self.extra]
-            headers.append((b"x-request-id", self._exchange.request_id.encode()))
-            if self._exchange.ignored_fields:
-                headers.append((b"x-ignored-fields", _listed(self._exchange.ignored_fields)))
+            headers.append((b"x-request-id", exchange.request_id.encode()))
+            if exchange.ignored_fields:
+                headers.append((b"x-ignored-fields", _listed(exchange.ignored_fields)))
             message["headers"] = headers
         await self._send(message)
 

@@ -15,9 +15,10 @@ from qwenkit.server.answering import stream_answer, whole_answer
 from qwenkit.server.bodies import read_body
 from qwenkit.server.errors import refuse
 from qwenkit.server.openai_completion_reply import CompletionCollector, CompletionEncoder, CompletionShape
-from qwenkit.server.openai_fields import check_logprobs, check_refused, constraint_of, either, sampling_params
+from qwenkit.server.openai_fields import check_refused, constraint_of, sampling_params
 from qwenkit.server.openai_schema import CompletionBody, Prompts
 from qwenkit.server.openai_shapes import fingerprint
+from qwenkit.server.sampling import check_logprobs, either
 from qwenkit.server.service import Service
 from qwenkit.tokenizer.base import Tokenizer
 

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, TypeVar
+from typing import Any
 
 from qwenkit.core.errors import InputError
-from qwenkit.core.sampling import MAX_LOGPROBS, MAX_SAMPLES
 from qwenkit.core.types import Constraint, SamplingParams
 from qwenkit.server.bodies import Body
 from qwenkit.server.errors import refuse
 from qwenkit.server.openai_schema import ResponseFormatBody, SamplingBody, StructuredOutputsBody
+from qwenkit.server.sampling import either, make_sampling, texts
 
-V = TypeVar("V")
-MAX_STOPS = 64
-_MAX_STOP_LENGTH = 1000
 _STORED = "replies are not stored here; leave store out"
 REFUSED: dict[str, tuple[tuple[Any, ...], str]] = {
     "audio": ((), "this model reads and writes text only; leave audio out"),
@@ -44,11 +41,6 @@ def check_refused(body: Body) -> None:
             raise refuse(sentence, name, "unsupported_field")
 
 
-def either(value: V | None, default: V) -> V:
-    """``value``, or the default where it is null or missing."""
-    return default if value is None else value
-
-
 def sampling_params(
     body: SamplingBody,
     *,
@@ -63,57 +55,35 @@ def sampling_params(
     Raises:
         ApiError: a value is out of range; ``param`` names the field.
     """
-    _check_names(body)
-    try:
-        return SamplingParams(
-            n=either(body.n, 1),
-            max_tokens=max_tokens,
-            min_tokens=either(body.min_tokens, 0),
-            temperature=body.temperature,
-            top_k=0 if body.top_k == -1 else body.top_k,  # both turn it off among servers
-            top_p=body.top_p,
-            min_p=body.min_p,
-            repetition_penalty=body.repetition_penalty,
-            frequency_penalty=body.frequency_penalty,
-            presence_penalty=body.presence_penalty,
-            logit_bias=_logit_bias(body.logit_bias or {}, vocab_size),
-            bad_words=_texts(body.bad_words),
-            allowed_token_ids=_ids("allowed_token_ids", body.allowed_token_ids, vocab_size),
-            constraint=constraint,
-            # seeds are 64 bits with a sign in this protocol
-            seed=None if body.seed is None else body.seed & (2**63 - 1),
-            stop=_texts(body.stop),
-            stop_token_ids=_ids("stop_token_ids", body.stop_token_ids, vocab_size) or (),
-            ignore_eos=either(body.ignore_eos, False),
-            include_stop=either(body.include_stop_str_in_output, False),
-            skip_special_tokens=either(body.skip_special_tokens, True),
-            logprobs=logprobs,
-            prompt_logprobs=prompt_logprobs,
-        )
-    except InputError as error:
-        name = str(error).partition("=")[0].partition(" ")[0].partition("[")[0]
-        raise refuse(str(error), name if name in type(body).model_fields else None, "invalid_value") from None
-
-
-def _check_names(body: SamplingBody) -> None:
-    stops = _texts(body.stop)
-    if len(stops) > MAX_STOPS or any(len(s) > _MAX_STOP_LENGTH for s in stops):
-        limit = f"at most {MAX_STOPS} texts of {_MAX_STOP_LENGTH} characters"
-        raise refuse(f"stop holds too much; use {limit}", "stop", "invalid_value")
-    if body.n is not None and not 1 <= body.n <= MAX_SAMPLES:
-        raise refuse(
-            f"n={body.n} is not possible; use a whole number from 1 to {MAX_SAMPLES}", "n", "invalid_value"
-        )
-    if body.seed is not None and not -(2**63) <= body.seed < 2**63:
-        raise refuse(f"seed={body.seed} does not fit 64 bits; use a smaller number", "seed", "invalid_value")
     if body.stream_options is not None and not body.stream:
         raise refuse("stream_options needs stream=true; leave it out, or stream", "stream_options")
     if body.prompt_logprobs is not None and body.stream:
         raise refuse("prompt_logprobs cannot be streamed; leave one of the two out", "prompt_logprobs")
-
-
-def _texts(value: str | list[str] | None) -> tuple[str, ...]:
-    return (value,) if isinstance(value, str) else tuple(value or ())
+    return make_sampling(
+        {"include_stop": "include_stop_str_in_output"},
+        n=either(body.n, 1),
+        max_tokens=max_tokens,
+        min_tokens=either(body.min_tokens, 0),
+        temperature=body.temperature,
+        top_k=0 if body.top_k == -1 else body.top_k,  # both turn it off among servers
+        top_p=body.top_p,
+        min_p=body.min_p,
+        repetition_penalty=body.repetition_penalty,
+        frequency_penalty=body.frequency_penalty,
+        presence_penalty=body.presence_penalty,
+        logit_bias=_logit_bias(body.logit_bias or {}, vocab_size),
+        bad_words=texts(body.bad_words),
+        allowed_token_ids=_ids("allowed_token_ids", body.allowed_token_ids, vocab_size),
+        constraint=constraint,
+        seed=body.seed,
+        stop=body.stop,
+        stop_token_ids=_ids("stop_token_ids", body.stop_token_ids, vocab_size) or (),
+        ignore_eos=either(body.ignore_eos, False),
+        include_stop=either(body.include_stop_str_in_output, False),
+        skip_special_tokens=either(body.skip_special_tokens, True),
+        logprobs=logprobs,
+        prompt_logprobs=prompt_logprobs,
+    )
 
 
 def _ids(name: str, ids: list[int] | None, vocab_size: int) -> tuple[int, ...] | None:
@@ -131,18 +101,6 @@ def _logit_bias(bias: Mapping[str, float], vocab_size: int) -> dict[int, float]:
             sentence = f"logit_bias holds {key[:40]!r}; its keys are token ids from 0 to {vocab_size - 1}"
             raise refuse(sentence, "logit_bias", "invalid_value")
     return {int(key): value for key, value in bias.items()}
-
-
-def check_logprobs(name: str, value: int | None) -> int | None:
-    """``value``, if it is a possible number of alternatives.
-
-    Raises:
-        ApiError: it is not.
-    """
-    if value is not None and not 0 <= value <= MAX_LOGPROBS:
-        sentence = f"{name}={value} is not possible; use a whole number from 0 to {MAX_LOGPROBS}"
-        raise refuse(sentence, name, "invalid_value")
-    return value
 
 
 def constraint_of(body: SamplingBody) -> Constraint | None:

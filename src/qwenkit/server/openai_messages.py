@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any, Literal
 
 from qwenkit.chat.tools import ToolChoice
-from qwenkit.core.errors import did_you_mean
 from qwenkit.core.types import Message, ToolCall, ToolSpec
+from qwenkit.server.conversation import ToolUse, find_tool, make_tools
 from qwenkit.server.errors import refuse
 from qwenkit.server.openai_schema import (
     ROLES,
@@ -21,8 +20,6 @@ from qwenkit.server.openai_schema import (
     ToolCallBody,
     ToolChoiceBody,
 )
-
-MAX_TOOLS = 128
 
 
 def read_messages(bodies: list[MessageBody]) -> tuple[Message, ...]:
@@ -104,24 +101,13 @@ def _call(body: ToolCallBody, where: str) -> ToolCall:
     return ToolCall(id=body.id or "", name=body.function.name, arguments=body.function.arguments)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ToolUse:
-    """Which tools a reply may or must call."""
-
-    tools: tuple[ToolSpec, ...] = ()
-    choice: ToolChoice = "none"
-    parallel: bool = True
-    is_legacy: bool = False
-    """Answer in the older form, with function_call instead of tool_calls."""
-
-
 def read_tools(body: ChatBody) -> ToolUse:
     """The tools of a request, in either form.
 
     Raises:
         ApiError: they cannot be offered, or the choice makes no sense.
     """
-    if body.functions is not None or body.function_call is not None:
+    if is_legacy(body):
         return _legacy(body)
     tools = tool_specs(body.tools)
     given: Any = body.tool_choice if body.tool_choice is not None else ("auto" if tools else "none")
@@ -144,6 +130,11 @@ def read_tools(body: ChatBody) -> ToolUse:
     return ToolUse(tools=tools, choice=choice, parallel=parallel)
 
 
+def is_legacy(body: ChatBody) -> bool:
+    """Whether a request speaks of tools in the older form, so that its answer has function_call too."""
+    return body.functions is not None or body.function_call is not None
+
+
 def tool_specs(bodies: list[ToolBody] | None) -> tuple[ToolSpec, ...]:
     """The tools of a request.
 
@@ -160,36 +151,18 @@ def tool_specs(bodies: list[ToolBody] | None) -> tuple[ToolSpec, ...]:
                 f"tools[{n}].function is missing; it is required", f"tools[{n}].function", "missing_field"
             )
         functions.append(tool.function)
-    return _specs(functions, "tools")
+    return make_tools(map(_spec, functions), "tools")
 
 
-def _specs(functions: list[FunctionBody], field: str) -> tuple[ToolSpec, ...]:
-    if len(functions) > MAX_TOOLS:
-        raise refuse(f"{field} holds {len(functions)}; use at most {MAX_TOOLS}", field, "invalid_value")
-    names = [f.name for f in functions]
-    if "" in names or len(set(names)) < len(names):
-        raise refuse(f"{field} must have names, each of its own", field, "invalid_value")
-    return tuple(
-        ToolSpec(name=f.name, description=f.description or "", parameters=f.parameters or {})
-        for f in functions
-    )
+def _spec(body: FunctionBody) -> ToolSpec:
+    return ToolSpec(name=body.name, description=body.description or "", parameters=body.parameters or {})
 
 
 def _named(body: ToolChoiceBody, tools: tuple[ToolSpec, ...]) -> ToolSpec:
     if body.type != "function" or body.function is None:
         sentence = 'tool_choice must be a text or {"type": "function", "function": {"name": NAME}}'
         raise refuse(sentence, "tool_choice", "invalid_value")
-    return _find(body.function.name, tools, "tool_choice")
-
-
-def _find(name: str, tools: tuple[ToolSpec, ...], field: str) -> ToolSpec:
-    for tool in tools:
-        if tool.name == name:
-            return tool
-    hint = did_you_mean(name, [tool.name for tool in tools])
-    raise refuse(
-        f"{field} names {name!r:.80}, which is not among the functions{hint}", field, "invalid_value"
-    )
+    return find_tool(body.function.name, tools, "tool_choice")
 
 
 def _allowed(
@@ -199,7 +172,7 @@ def _allowed(
         raise refuse(
             "tool_choice.allowed_tools must list tools", "tool_choice.allowed_tools", "missing_field"
         )
-    return tuple(_find(_tool_name(t), tools, "tool_choice.allowed_tools") for t in body.tools), body.mode
+    return tuple(find_tool(_tool_name(t), tools, "tool_choice.allowed_tools") for t in body.tools), body.mode
 
 
 def _tool_name(body: NamedToolBody) -> str:
@@ -214,7 +187,7 @@ def _legacy(body: ChatBody) -> ToolUse:
     if body.tools is not None or body.tool_choice is not None:
         sentence = "functions is the older form of tools; give only one of the two"
         raise refuse(sentence, "functions", "invalid_value")
-    tools = _specs(body.functions or [], "functions")
+    tools = make_tools(map(_spec, body.functions or ()), "functions")
     if isinstance(body.function_call, str) and body.function_call not in ("auto", "none"):
         sentence = (
             f"function_call={body.function_call!r:.80} is unknown; use auto, none or a function by name"
@@ -223,9 +196,9 @@ def _legacy(body: ChatBody) -> ToolUse:
     if body.function_call == "none" or (not tools and body.function_call in (None, "auto")):
         return ToolUse()
     if body.function_call in (None, "auto"):
-        return ToolUse(tools=tools, choice="auto", parallel=False, is_legacy=True)
-    choice = _find(getattr(body.function_call, "name", ""), tools, "function_call")
-    return ToolUse(tools=tools, choice=choice, parallel=False, is_legacy=True)
+        return ToolUse(tools=tools, choice="auto", parallel=False)
+    choice = find_tool(getattr(body.function_call, "name", ""), tools, "function_call")
+    return ToolUse(tools=tools, choice=choice, parallel=False)
 
 
 def template_options(body: PromptBody) -> dict[str, Any]:

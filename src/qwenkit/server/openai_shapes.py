@@ -30,8 +30,8 @@ def error_value(error: ApiError) -> dict[str, Any]:
     return {"error": {"message": error.message, "type": kind, "param": error.param, "code": error.code}}
 
 
-def error_body(error: ApiError) -> bytes:
-    """The body of an error."""
+def error_body(error: ApiError, request_id: str) -> bytes:
+    """The body of an error; the id of the request is in a header already."""
     return to_json(error_value(error))
 
 

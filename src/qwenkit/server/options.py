@@ -29,6 +29,8 @@ class ServerOptions:
     """Whether clients may load adapters, which reads folders of this machine."""
     has_access_log: bool = True
     """Whether to log one line per request."""
+    protocols: tuple[str, ...] = ()
+    """Names of the protocols that are offered; empty: all."""
 
     def __post_init__(self) -> None:
         if any(not key or key != key.strip() or not key.isascii() for key in self.api_keys):

@@ -16,9 +16,13 @@ from qwenkit.weights.write import write_json
 
 RECORD, CHECKPOINTS, LOG, PLOT, BOARD = "finetune.json", "checkpoints", "log.jsonl", "loss.png", "tensorboard"
 _STATE = "trainer_state.json"
-# Trainer would go on without the last three, with other steps than the run would have taken.
-_NEEDED = {"weights": ("*.safetensors",), "schedule": ("scheduler.pt",), "random numbers": ("rng_state*.pth",)}
-_NEEDED["optimizer"] = ("optimizer*", "global_step*")
+# Trainer would go on without the last three, and take other steps than the run would have taken.
+_NEEDED: dict[str, tuple[str, ...]] = {
+    "weights": ("*.safetensors",),
+    "schedule": ("scheduler.pt",),
+    "random numbers": ("rng_state*.pth",),
+    "optimizer": ("optimizer*", "global_step*"),
+}
 # These change nothing that a run computes.
 _FREE = {
     "out",
@@ -185,12 +189,12 @@ def _check_whole(folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def damage_told(checkpoint: Path | None, has_begun: Callable[[], bool]) -> Iterator[None]:
+def damage_told(checkpoint: Path | None, is_under_way: Callable[[], bool]) -> Iterator[None]:
     """Turns what libraries raise over a damaged checkpoint into one sentence.
 
     Args:
         checkpoint: what is gone on from.
-        has_begun: whether it was read and steps are taken; errors of these are none of its.
+        is_under_way: whether it was read to its end; what fails later is not its fault.
 
     Raises:
         CheckpointError: it cannot be read.
@@ -198,7 +202,7 @@ def damage_told(checkpoint: Path | None, has_begun: Callable[[], bool]) -> Itera
     try:
         yield
     except Exception as error:
-        if checkpoint is None or has_begun() or isinstance(error, QwenkitError):
+        if checkpoint is None or is_under_way() or isinstance(error, QwenkitError):
             raise
         reason = " ".join(str(error).split("\n")[0].split()) or "it ends too soon"
         raise _damaged(checkpoint, f"{type(error).__name__}: {reason}") from error

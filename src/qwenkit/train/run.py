@@ -252,9 +252,9 @@ class Run:
         )
         for listener in other_listeners(options, self._folder.path / BOARD if self.is_main else None):
             trainer.add_callback(listener)
-        with _stopping(self._stop), devices.lost_peers(), shortages_told(self._folder.path):
-            with damage_told(resumed, lambda: trainer.has_begun):
-                trainer.train(resume_from_checkpoint=None if resumed is None else str(resumed))
+        reads = damage_told(resumed, lambda: trainer.is_under_way)
+        with _stopping(self._stop), reads, devices.lost_peers(), shortages_told(self._folder.path):
+            trainer.train(resume_from_checkpoint=None if resumed is None else str(resumed))
             return self._finish(trainer, meter, time.perf_counter() - started, device_memory())
 
     def _collator(self) -> PackedCollator | PaddedCollator:

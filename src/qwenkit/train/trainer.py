@@ -33,6 +33,8 @@ class Trainer(transformers.Trainer):
     def __init__(self, *, meter: Meter, **options: Any) -> None:
         super().__init__(**options, callbacks=[meter])
         self.model_accepts_loss_kwargs = True
+        self.is_under_way = False
+        """Whether all that it goes on from has been read."""
         self._meter = meter
         self.remove_callback(transformers.trainer_callback.PrinterCallback)
 
@@ -40,6 +42,7 @@ class Trainer(transformers.Trainer):
         self, model: Any, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None = None
     ) -> Tensor:
         """One forward and backward pass."""
+        self.is_under_way = True
         mask = inputs.get("attention_mask")
         self._meter.tokens += int(mask.sum()) if mask is not None else inputs["input_ids"].numel()
         loss: Tensor = super().training_step(model, inputs, num_items_in_batch)
@@ -52,7 +55,7 @@ class Trainer(transformers.Trainer):
     def _run_epoch(self, **settings: Any) -> None:
         """The original takes one step more when a run goes on from its very last checkpoint."""
         if self.state.global_step >= self.state.max_steps:
-            self.control.should_training_stop = True
+            self.control.should_training_stop = self.is_under_way = True
             return
         super()._run_epoch(**settings)
 

@@ -25,6 +25,7 @@ from qwenkit.core.types import (
     ToolSpec,
     collect,
 )
+from tests.support.backends import EVERY_SETTING
 from tests.support.sse_server import (
     Answer,
     Seen,
@@ -142,28 +143,7 @@ def test_the_key_is_sent(server: SseServer) -> None:
 
 
 def test_every_setting_is_sent(server: SseServer) -> None:
-    params = SamplingParams(
-        max_tokens=9,
-        min_tokens=2,
-        temperature=0.5,
-        top_k=4,
-        top_p=0.9,
-        min_p=0.1,
-        repetition_penalty=1.1,
-        frequency_penalty=0.2,
-        presence_penalty=0.3,
-        logit_bias={5: 1.5},
-        bad_words=("no",),
-        allowed_token_ids=(1, 2),
-        seed=3,
-        stop=("x",),
-        stop_token_ids=(8,),
-        ignore_eos=True,
-        include_stop=True,
-        skip_special_tokens=False,
-        logprobs=2,
-    )
-    body = body_of(server, Request(prompt=HI, params=params))
+    body = body_of(server, Request(prompt=HI, params=EVERY_SETTING))
     sent = {k: v for k, v in body.items() if k not in ("model", "stream", "stream_options", "messages")}
     assert sent == {
         "max_tokens": 9,

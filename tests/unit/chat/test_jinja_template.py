@@ -9,29 +9,22 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import Tokenizer, decoders, models
 
 from qwenkit.chat.template import JinjaTemplate, choose_template
 from qwenkit.core.errors import TemplateError
 from qwenkit.core.types import Message, ToolCall, ToolSpec
 from qwenkit.tokenizer.base import Segment
 from qwenkit.tokenizer.hf_json import HfTokenizer, TokenizerInfo
+from tests.support.tiny_models import QWEN3_MARKS, SPECIALS, byte_level
 
-CONTROL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
-SOFT = ["<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>", "<think>", "</think>"]
 WEATHER = ToolSpec(name="w", description="天气", parameters={"type": "object", "properties": {"city": {}}})
 
 
 @pytest.fixture(scope="module")
 def tokenizer() -> HfTokenizer:
     """Single bytes and the special tokens of Qwen3."""
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    library = Tokenizer(models.BPE(vocab={char: i for i, char in enumerate(alphabet)}, merges=[]))
-    library.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    library.decoder = decoders.ByteLevel()
-    library.add_special_tokens([AddedToken(form, special=True, normalized=False) for form in CONTROL])
-    library.add_tokens([AddedToken(form, special=False, normalized=False) for form in SOFT])
-    return HfTokenizer(library, TokenizerInfo(eos_token="<|im_end|>"))
+    return byte_level(None, marks=QWEN3_MARKS)
 
 
 @pytest.fixture(scope="module")
@@ -149,7 +142,20 @@ def test_same_as_transformers(tokenizer: HfTokenizer, template: JinjaTemplate, s
 
 FORGED = st.lists(
     st.sampled_from(
-        [*CONTROL, *SOFT, "<", "<|", "<|im_", "im_start|>", "start|>", "|>", ">", "\ufdd0", "\n", "hi"]
+        [
+            *SPECIALS,
+            *QWEN3_MARKS,
+            "<",
+            "<|",
+            "<|im_",
+            "im_start|>",
+            "start|>",
+            "|>",
+            ">",
+            "\ufdd0",
+            "\n",
+            "hi",
+        ]
     ),
     max_size=6,
 ).map("".join)

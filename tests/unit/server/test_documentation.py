@@ -1,4 +1,4 @@
-"""The page on serving names every field, endpoint and metric."""
+"""The pages on serving and its protocols name every field, endpoint and metric."""
 
 from __future__ import annotations
 
@@ -7,12 +7,14 @@ from pathlib import Path
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from qwenkit.server.endpoints import ENDPOINTS
+from qwenkit.server.endpoints import chosen
 from qwenkit.server.openai_fields import REFUSED
 from qwenkit.server.openai_schema import ChatBody, CompletionBody, EmbeddingBody
+from qwenkit.server.protocol import Protocol
 from tests.support.http import Live
 
-PAGE = (Path(__file__).parents[3] / "docs" / "serving.md").read_text(encoding="utf-8")
+DOCS = Path(__file__).parents[3] / "docs"
+PAGE = (DOCS / "serving.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("body", [ChatBody, CompletionBody, EmbeddingBody])
@@ -24,9 +26,12 @@ def test_every_refused_field_is_named() -> None:
     assert [name for name in REFUSED if f"`{name}`" not in PAGE] == []
 
 
-def test_every_endpoint_is_named() -> None:
-    paths = [e.path.replace("{model:path}", "{id}") for e in ENDPOINTS]
-    assert [path for path in paths if path not in PAGE] == []
+@pytest.mark.parametrize("protocol", chosen(()), ids=lambda protocol: protocol.name)
+def test_every_endpoint_is_named(protocol: Protocol) -> None:
+    own = DOCS / f"protocol-{protocol.name}.md"
+    page = own.read_text("utf-8") if own.exists() else PAGE
+    paths = [e.path.replace("{model:path}", "{id}") for e in protocol.endpoints]
+    assert [path for path in paths if path not in page] == []
 
 
 def test_every_metric_is_named(server: Live) -> None:

@@ -18,7 +18,8 @@ from qwenkit.train.dataset import TrainingData
 from qwenkit.train.labels import IGNORED, LabelRules, render
 from qwenkit.train.reading import Reading
 from qwenkit.train.samples import Sample
-from tests.unit.train.templates import INSTRUCTIONS, QWEN2, byte_tokenizer
+from tests.support.tiny_models import QWEN3_MARKS, byte_level
+from tests.unit.train.templates import INSTRUCTIONS, QWEN2
 
 PLAIN = LabelRules(structure_loss=False, default_system="")
 OVERHEAD = 31
@@ -27,7 +28,7 @@ OVERHEAD = 31
 
 @pytest.fixture(scope="module")
 def tokenizer() -> HfTokenizer:
-    return byte_tokenizer()
+    return byte_level(None, marks=QWEN3_MARKS)
 
 
 def _sample(ask: int, tell: int, source: str = "f:1") -> Sample:

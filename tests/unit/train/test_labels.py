@@ -20,7 +20,8 @@ from qwenkit.tokenizer.hf_json import HfTokenizer
 from qwenkit.train.formats import read_sample
 from qwenkit.train.labels import IGNORED, LabelRules, Rendered, render
 from qwenkit.train.samples import Sample
-from tests.unit.train.templates import QWEN2, byte_tokenizer
+from tests.support.tiny_models import QWEN3_MARKS, byte_level
+from tests.unit.train.templates import QWEN2
 
 EOD = 151643
 TOOL = ToolSpec(name="w", description="weather")
@@ -68,7 +69,7 @@ def models(
     qwen_tokenizer: TiktokenTokenizer, smollm2_tokenizer: HfTokenizer, data_folder: Path
 ) -> dict[str, tuple[Tokenizer, ChatTemplate]]:
     """Templates of four generations, each with a tokenizer that has its special tokens."""
-    tokens = byte_tokenizer()
+    tokens = byte_level(None, marks=QWEN3_MARKS)
     smollm2 = choose_template(None, smollm2_tokenizer)
     assert isinstance(smollm2, JinjaTemplate)
     qwen3 = (data_folder / "chat" / "qwen3_like.jinja").read_text("utf-8")

@@ -18,7 +18,7 @@ from qwenkit.llm import load_tokenizer
 from qwenkit.train import merge as module
 from qwenkit.train.merge import merge_adapter
 from qwenkit.weights.inspect_adapter import inspect_adapter
-from tests.support.adapters import write_adapter
+from tests.support.adapters import with_settings, with_tensors, write_adapter
 from tests.support.quantised import copied
 from tests.support.tiny_models import write_model
 
@@ -131,23 +131,6 @@ def test_shards_have_an_index(adapter: Path, tmp_path: Path) -> None:
     assert len(set(index.values())) > 2
 
 
-def _settings(**changes: Any) -> Callable[[Path], None]:
-    def spoil(folder: Path) -> None:
-        path = folder / "adapter_config.json"
-        path.write_text(json.dumps(json.loads(path.read_text()) | changes))
-
-    return spoil
-
-
-def _weights(change: Callable[[dict[str, torch.Tensor]], object]) -> Callable[[Path], None]:
-    def spoil(folder: Path) -> None:
-        tensors = load_file(folder / "adapter_model.safetensors")
-        change(tensors)
-        save_file(tensors, folder / "adapter_model.safetensors")
-
-    return spoil
-
-
 def _cut(folder: Path) -> None:
     path = folder / "adapter_model.safetensors"
     path.write_bytes(path.read_bytes()[:-100])
@@ -156,27 +139,30 @@ def _cut(folder: Path) -> None:
 A = PREFIX.format(1, "A")
 CASES: dict[str, tuple[Callable[[Path], None], list[str]]] = {
     "truncated": (_cut, ["truncated", "fetch the file again"]),
-    "NaN": (_weights(lambda t: t[A].fill_(float("nan"))), ["q_proj.lora_A", "NaN"]),
-    "other width": (_weights(lambda t: t.update({A: torch.ones(4, 32)})), [A, "[4, 32]", "of another model"]),
+    "NaN": (with_tensors(lambda t: t[A].fill_(float("nan"))), ["q_proj.lora_A", "NaN"]),
+    "other width": (
+        with_tensors(lambda t: t.update({A: torch.ones(4, 32)})),
+        [A, "[4, 32]", "of another model"],
+    ),
     "more layers": (
-        _weights(lambda t: t.update({PREFIX.format(3, "A"): torch.ones(4, 64)})),
+        with_tensors(lambda t: t.update({PREFIX.format(3, "A"): torch.ones(4, 64)})),
         ["layers.3.", "3 layers"],
     ),
     "other family": (
-        _weights(lambda t: t.update({"transformer.h.0.attn.c_attn.lora_A.weight": torch.ones(4, 64)})),
+        with_tensors(lambda t: t.update({"transformer.h.0.attn.c_attn.lora_A.weight": torch.ones(4, 64)})),
         ["c_attn", "llama model"],
     ),
-    "unexpected tensor": (_weights(lambda t: t.update(extra=torch.ones(1))), ["'extra'", "do not name"]),
-    "half a pair": (_weights(lambda t: t.pop(A)), ["lacks", "q_proj.lora_A"]),
+    "unexpected tensor": (with_tensors(lambda t: t.update(extra=torch.ones(1))), ["'extra'", "do not name"]),
+    "half a pair": (with_tensors(lambda t: t.pop(A)), ["lacks", "q_proj.lora_A"]),
     "nothing": (
-        lambda f: (_settings(target_modules=["c_attn"])(f), _weights(lambda t: t.clear())(f)),
+        lambda f: (with_settings(target_modules=["c_attn"])(f), with_tensors(lambda t: t.clear())(f)),
         ["c_attn", "no module"],
     ),
-    "biases": (_settings(bias="all"), ["bias='all'", "merge_and_unload"]),
-    "DoRA": (_settings(use_dora=True), ["DoRA", "merge_and_unload"]),
-    "saved table missing": (_settings(modules_to_save=["lm_head"]), ["lacks", "lm_head.weight"]),
-    "no base named": (_settings(base_model_name_or_path=None), ["which model", "--model"]),
-    "base gone": (_settings(base_model_name_or_path="./gone"), ["'./gone'", "cannot be had", "--model"]),
+    "biases": (with_settings(bias="all"), ["bias='all'", "merge_and_unload"]),
+    "DoRA": (with_settings(use_dora=True), ["DoRA", "merge_and_unload"]),
+    "saved table missing": (with_settings(modules_to_save=["lm_head"]), ["lacks", "lm_head.weight"]),
+    "no base named": (with_settings(base_model_name_or_path=None), ["which model", "--model"]),
+    "base gone": (with_settings(base_model_name_or_path="./gone"), ["'./gone'", "cannot be had", "--model"]),
     "no config": (lambda f: (f / "adapter_config.json").unlink(), ["holds neither"]),
 }
 
@@ -212,7 +198,7 @@ def test_impossible_requests(base: Path, adapter: Path, tmp_path: Path) -> None:
 
 
 def test_numbers_that_the_type_cannot_hold(adapter: Path, base: Path, tmp_path: Path) -> None:
-    _weights(lambda t: t[A].fill_(1e5))(adapter)
+    with_tensors(lambda t: t[A].fill_(1e5))(adapter)
     _fails(
         adapter, tmp_path / "out", "layers.1.self_attn.q_proj", "65504", "--dtype bfloat16", dtype="float16"
     )
@@ -289,9 +275,9 @@ def test_adapters_described(base: Path, adapter: Path) -> None:
     assert (report.problem, report.has_tokenizer, report.num_params) == (None, False, 3 * 4 * (WIDTH + ROWS))
     assert report.model is not None
     assert json.loads(json.dumps(report.to_dict()))["model"]["family"] == "llama"
-    _weights(lambda t: t.update({A: torch.ones(4, 32)}))(adapter)
+    with_tensors(lambda t: t.update({A: torch.ones(4, 32)}))(adapter)
     assert "of another model" in str(inspect_adapter(adapter).problem)
-    _settings(base_model_name_or_path="./gone")(adapter)
+    with_settings(base_model_name_or_path="./gone")(adapter)
     report = inspect_adapter(adapter)
     assert report.model is None
     assert "'./gone'" in str(report.problem)

@@ -11,7 +11,7 @@ from qwenkit.tokenizer.hf_json import HfTokenizer
 from qwenkit.train.labels import LabelRules, Rendered, render
 from qwenkit.train.preview import preview, preview_plain
 from qwenkit.train.samples import Sample
-from tests.unit.train.templates import byte_tokenizer
+from tests.support.tiny_models import QWEN3_MARKS, byte_level
 
 SAMPLE = Sample(
     (Message("system", "S"), Message("user", "é\x1b[31m"), Message("assistant", "a\n世")), source="f:3"
@@ -20,7 +20,7 @@ SAMPLE = Sample(
 
 @pytest.fixture(scope="module")
 def tokenizer() -> HfTokenizer:
-    return byte_tokenizer()
+    return byte_level(None, marks=QWEN3_MARKS)
 
 
 def _rendered(tokenizer: HfTokenizer, *, structure_loss: bool) -> Rendered:

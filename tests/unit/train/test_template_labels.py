@@ -12,14 +12,15 @@ from qwenkit.tokenizer.hf_json import HfTokenizer
 from qwenkit.train.labels import render
 from qwenkit.train.samples import Sample
 from qwenkit.train.template_labels import Position, end_of_prefix
-from tests.unit.train.templates import INSTRUCTIONS, OPEN_ENDED, OPENS_THOUGHTS, byte_tokenizer
+from tests.support.tiny_models import QWEN3_MARKS, byte_level
+from tests.unit.train.templates import INSTRUCTIONS, OPEN_ENDED, OPENS_THOUGHTS
 
 TWO = Sample(tuple(Message(role, text) for role, text in (("user", "q"), ("assistant", "a")) * 2))
 
 
 @pytest.fixture(scope="module")
 def tokenizer() -> HfTokenizer:
-    return byte_tokenizer()
+    return byte_level(None, marks=QWEN3_MARKS)
 
 
 def _learnt(tokenizer: HfTokenizer, source: str, sample: Sample = TWO) -> str:

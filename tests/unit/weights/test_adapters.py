@@ -12,7 +12,6 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
 
 from qwenkit.config.families import FAMILIES
 from qwenkit.config.model import RopeConfig
@@ -21,7 +20,7 @@ from qwenkit.layers.lora import Adapter
 from qwenkit.model.transformer import Transformer
 from qwenkit.weights.adapter_base import is_adapter
 from qwenkit.weights.adapters import load_adapter
-from tests.support.adapters import write_adapter
+from tests.support.adapters import with_settings, with_tensors, write_adapter
 from tests.support.bad import GOOD as WHOLE_MODEL
 from tests.support.networks import family_config, random_network
 
@@ -119,23 +118,6 @@ def test_tables_of_a_tied_model_that_are_equal_are_kept_once(tmp_path: Path, net
     assert torch.equal(adapter.head, table + 1)
 
 
-def _settings(**changes: Any) -> Callable[[Path], None]:
-    def spoil(folder: Path) -> None:
-        path = folder / "adapter_config.json"
-        path.write_text(json.dumps(json.loads(path.read_text()) | changes))
-
-    return spoil
-
-
-def _weights(change: Callable[[dict[str, torch.Tensor]], object]) -> Callable[[Path], None]:
-    def spoil(folder: Path) -> None:
-        tensors = load_file(folder / "adapter_model.safetensors")
-        change(tensors)
-        save_file(tensors, folder / "adapter_model.safetensors")
-
-    return spoil
-
-
 def _bytes(change: Callable[[bytes], bytes]) -> Callable[[Path], None]:
     def spoil(folder: Path) -> None:
         path = folder / "adapter_model.safetensors"
@@ -186,69 +168,79 @@ CASES: dict[str, tuple[Callable[[Path], None], list[str]]] = {
     "file empty": (_bytes(lambda b: b""), ["0 bytes"]),
     "header length absurd": (_bytes(lambda b: struct.pack("<Q", 2**62) + b[8:]), ["no safetensors file"]),
     "bin with code": (_bin_with_code, ["refused", "could run code"]),
-    "other kind": (_settings(peft_type="IA3"), ["IA3", "LORA"]),
-    "alpha 0": (_settings(lora_alpha=0), ["lora_alpha=0", "above 0"]),
+    "other kind": (with_settings(peft_type="IA3"), ["IA3", "LORA"]),
+    "alpha 0": (with_settings(lora_alpha=0), ["lora_alpha=0", "above 0"]),
     "rank of another": (
-        _settings(r=8),
+        with_settings(r=8),
         [PREFIX.format(0, "q", "A"), "[4, 32]", "[8, 32]", "someone/some-model"],
     ),
-    "half a pair": (_weights(lambda t: t.pop(B)), ["lacks", "layers.1.self_attn.q_proj.lora_B"]),
+    "half a pair": (with_tensors(lambda t: t.pop(B)), ["lacks", "layers.1.self_attn.q_proj.lora_B"]),
     "target without weights": (
-        _settings(target_modules=["q_proj", "k_proj", "v_proj"]),
+        with_settings(target_modules=["q_proj", "k_proj", "v_proj"]),
         ["lacks", "k_proj.lora_A"],
     ),
-    "weights without target": (_settings(target_modules=["q_proj"]), ["4 tensors", "v_proj", "do not name"]),
+    "weights without target": (
+        with_settings(target_modules=["q_proj"]),
+        ["4 tensors", "v_proj", "do not name"],
+    ),
     "nothing": (
-        _all(_settings(target_modules=["c_attn"]), _bytes(lambda b: struct.pack("<Q", 2) + b"{}" + b"  ")),
+        _all(
+            with_settings(target_modules=["c_attn"]), _bytes(lambda b: struct.pack("<Q", 2) + b"{}" + b"  ")
+        ),
         ["c_attn", "no module"],
     ),
-    "unexpected tensor": (_weights(lambda t: t.update(extra=torch.ones(1))), ["1 tensors", "'extra'"]),
+    "unexpected tensor": (with_tensors(lambda t: t.update(extra=torch.ones(1))), ["1 tensors", "'extra'"]),
     "more layers": (
-        _weights(lambda t: t.update({PREFIX.format(2, "q", "A"): torch.ones(4, 32)})),
+        with_tensors(lambda t: t.update({PREFIX.format(2, "q", "A"): torch.ones(4, 32)})),
         ["layers.2.", "2 layers", "someone/some-model"],
     ),
     "other family": (
-        _weights(
+        with_tensors(
             lambda t: t.update(
                 {"base_model.model.transformer.h.0.attn.c_attn.lora_A.weight": torch.ones(4, 32)}
             )
         ),
         ["c_attn", "qwen2 model"],
     ),
-    "wider model": (_weights(lambda t: t.update({A: torch.ones(4, 64)})), [A, "[4, 64]", "[4, 32]"]),
-    "NaN": (_weights(lambda t: t[B].fill_(float("nan"))), ["layers.1.self_attn.q_proj.lora_B", "NaN"]),
+    "wider model": (with_tensors(lambda t: t.update({A: torch.ones(4, 64)})), [A, "[4, 64]", "[4, 32]"]),
+    "NaN": (with_tensors(lambda t: t[B].fill_(float("nan"))), ["layers.1.self_attn.q_proj.lora_B", "NaN"]),
     "whole numbers": (
-        _weights(lambda t: t.update({A: torch.ones(4, 32, dtype=torch.int8)})),
+        with_tensors(lambda t: t.update({A: torch.ones(4, 32, dtype=torch.int8)})),
         [A, "I8", "BF16"],
     ),
     "same tensor twice": (
-        _weights(lambda t: t.update({A.removeprefix("base_model.model."): torch.ones(4, 32)})),
+        with_tensors(lambda t: t.update({A.removeprefix("base_model.model."): torch.ones(4, 32)})),
         ["mean the same"],
     ),
     "trained bias": (
-        _weights(lambda t: t.update({A.replace("lora_A.weight", "lora_B.bias"): torch.ones(32)})),
+        with_tensors(lambda t: t.update({A.replace("lora_A.weight", "lora_B.bias"): torch.ones(32)})),
         ["lora_B.bias", "do not name"],
     ),
     "norm saved": (
-        _all(_settings(modules_to_save=["norm"]), _weights(lambda t: t.update({NORM: torch.ones(32)}))),
+        _all(
+            with_settings(modules_to_save=["norm"]), with_tensors(lambda t: t.update({NORM: torch.ones(32)}))
+        ),
         ["'norm'", "model.embed_tokens and lm_head", "merge"],
     ),
-    "norm stored": (_weights(lambda t: t.update({NORM: torch.ones(32)})), [NORM, "do not name"]),
-    "saved table missing": (_settings(modules_to_save=["lm_head"]), ["lacks", "lm_head.weight"]),
+    "norm stored": (with_tensors(lambda t: t.update({NORM: torch.ones(32)})), [NORM, "do not name"]),
+    "saved table missing": (with_settings(modules_to_save=["lm_head"]), ["lacks", "lm_head.weight"]),
     "vocabulary grown": (
         _all(
-            _settings(modules_to_save=["embed_tokens"]),
-            _weights(lambda t: t.update({EMBED: torch.ones(VOCAB + 2, WIDTH)})),
+            with_settings(modules_to_save=["embed_tokens"]),
+            with_tensors(lambda t: t.update({EMBED: torch.ones(VOCAB + 2, WIDTH)})),
         ),
         ["22 rows", "vocabulary 20", "merge"],
     ),
-    "token outside": (_settings(trainable_token_indices=[3, 20]), ["20", "below 20"]),
-    "token twice": (_settings(trainable_token_indices=[3, 3]), ["twice"]),
-    "tokens of nothing": (_settings(trainable_token_indices={"wte": [3]}), ["'wte'", "model.embed_tokens"]),
+    "token outside": (with_settings(trainable_token_indices=[3, 20]), ["20", "below 20"]),
+    "token twice": (with_settings(trainable_token_indices=[3, 3]), ["twice"]),
+    "tokens of nothing": (
+        with_settings(trainable_token_indices={"wte": [3]}),
+        ["'wte'", "model.embed_tokens"],
+    ),
     "tokens and LoRA on one table": (
         _all(
-            _settings(trainable_token_indices=[3], target_modules=["q_proj", "v_proj", "embed_tokens"]),
-            _weights(
+            with_settings(trainable_token_indices=[3], target_modules=["q_proj", "v_proj", "embed_tokens"]),
+            with_tensors(
                 lambda t: t.update(
                     {
                         "model.embed_tokens.lora_embedding_A": torch.ones(4, VOCAB),
@@ -277,7 +269,7 @@ def test_bad_folders(
 
 
 def test_numbers_that_a_half_precision_model_cannot_hold(folder: Path, network: Transformer) -> None:
-    _weights(lambda t: t[A].fill_(1e6))(folder)
+    with_tensors(lambda t: t[A].fill_(1e6))(folder)
     with pytest.raises(CheckpointError, match="infinity in float16"):
         _load(folder, random_network(network.config).half())
     _load(folder, network)
