@@ -6,8 +6,9 @@ The image installs these before the package itself, so that a change of our code
 from __future__ import annotations
 
 import sys
-import tomllib
 from pathlib import Path
+
+import tomllib
 
 
 def requirements(pyproject: str, extras: list[str]) -> list[str]:
@@ -28,4 +29,6 @@ if __name__ == "__main__":
     try:
         print("\n".join(requirements(Path(sys.argv[1]).read_text(encoding="utf-8"), wanted)))
     except KeyError as error:
-        sys.exit(f"pyproject.toml has no extra named {error}; EXTRAS is a list between commas, such as server,hub")
+        sys.exit(
+            f"pyproject.toml has no extra named {error}; EXTRAS is a list between commas, such as server,hub"
+        )

@@ -21,7 +21,8 @@ HEAD = """# Command line
 Made by `scripts/make_cli_docs.py` from the commands themselves; do not edit by hand.
 
 MODEL is a folder with config.json, a .gguf file, a built-in name (`smollm2-135m`), a hub id (`org/name`, `org/name@revision`,
-`org/name:file.gguf`) or `modelscope:org/name`. Sampling options that are not given are as the model's generation_config asks.
+`org/name:file.gguf`) or `modelscope:org/name`; for `chat`, `serve` and `web` also
+[`dashscope:NAME`](protocol-dashscope.md#models-of-the-service). Sampling options that are not given are as the model's generation_config asks.
 
 | exit code | meaning |
 |---|---|
@@ -35,6 +36,8 @@ MODEL is a folder with config.json, a .gguf file, a built-in name (`smollm2-135m
 | `QWENKIT_CACHE` | where built-in models are kept (else `qwenkit` in `XDG_CACHE_HOME` or `~/.cache`) |
 | `QWENKIT_HOME` | where the history of the chat is kept (else `qwenkit` in `XDG_DATA_HOME` or `~/.local/share`) |
 | `QWENKIT_API_KEY` | key that is sent to a server (else `OPENAI_API_KEY`) |
+| `DASHSCOPE_API_KEY` | key that is sent to DashScope for models named `dashscope:NAME` |
+| `DASHSCOPE_HTTP_BASE_URL` | where DashScope is (else `https://dashscope.aliyuncs.com/api/v1`) |
 | `QWENKIT_ISA` | instruction set of the CPU kernels: avx512, avx2, portable, or reference for plain torch |
 | `QWENKIT_API_KEYS` | keys that `qwenkit serve` accepts, between commas |
 | `HF_HOME`, `HF_TOKEN`, `HF_HUB_OFFLINE` | as everywhere with the Hugging Face hub |

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import re
 import shutil
 import subprocess
 import tarfile
@@ -19,6 +20,8 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 VENDOR = ROOT / "src/qwenkit/web/static/vendor"
 AXE = ROOT / "tests/data/axe"
+FONT_LICENCE = VENDOR / "licences/katex-fonts.txt"
+"""Kept as it is: the package names the licence of its fonts only inside them."""
 
 
 @dataclass(frozen=True)
@@ -176,6 +179,16 @@ def bundle(library: Library, modules: Path, bundler: Path) -> None:
     subprocess.run([*command, *options, f"--outfile={VENDOR / library.file}"], check=True)
 
 
+def write_formula_styles(katex: Path) -> None:
+    """KaTeX's style sheet and its fonts in the one form that browsers of today want."""
+    styles = (katex / "dist/katex.min.css").read_text(encoding="utf-8")
+    styles = re.sub(r',url\(fonts/[^)]*\.(?:woff|ttf)\) ?format\("[a-z]+"\)', "", styles)
+    (VENDOR / "katex.css").write_text(styles, encoding="utf-8")
+    (VENDOR / "fonts").mkdir()
+    for font in sorted((katex / "dist/fonts").glob("*.woff2")):
+        shutil.copyfile(font, VENDOR / "fonts" / font.name)
+
+
 def copy_licences(packages: tuple[Package, ...], modules: Path, target: Path) -> None:
     """The licence's text of each package."""
     target.mkdir(parents=True, exist_ok=True)
@@ -195,12 +208,16 @@ def write_notice() -> None:
     ]
     for library in LIBRARIES:
         for package in library.packages:
-            facts = [library.file, package.name, package.version, package.licence, package.source]
+            file = library.file if package != KATEX else f"{library.file}, katex.css"
+            facts = [file, package.name, package.version, package.licence, package.source]
             lines.append(f"| {' | '.join(facts)} |")
+    fonts = ["fonts", "katex-fonts", KATEX.version, "OFL-1.1", KATEX.source]
+    lines.append(f"| {' | '.join(fonts)} |")
     lines += ["", "| file | bytes | SHA-256 |", "|---|---|---|"]
-    for library in LIBRARIES:
-        data = (VENDOR / library.file).read_bytes()
-        lines.append(f"| {library.file} | {len(data)} | {hashlib.sha256(data).hexdigest()} |")
+    for file in sorted(path for path in VENDOR.rglob("*") if path.suffix in (".js", ".css", ".woff2")):
+        data = file.read_bytes()
+        name = file.relative_to(VENDOR).as_posix()
+        lines.append(f"| {name} | {len(data)} | {hashlib.sha256(data).hexdigest()} |")
     (VENDOR / "README.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
@@ -209,6 +226,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         modules = Path(folder) / "node_modules"
         bundler = fetch(BUNDLER, modules) / "bin/esbuild"
+        font_licence = FONT_LICENCE.read_bytes()
         for target in (VENDOR, AXE):
             shutil.rmtree(target, ignore_errors=True)
             target.mkdir(parents=True)
@@ -217,6 +235,8 @@ def main() -> None:
                 fetch(package, modules)
             bundle(library, modules, bundler)
             copy_licences(library.packages, modules, VENDOR / "licences")
+        write_formula_styles(modules / KATEX.name)
+        FONT_LICENCE.write_bytes(font_licence)
         axe = fetch(AXE_CORE, modules)
         shutil.copyfile(axe / "axe.min.js", AXE / "axe.min.js")
         shutil.copyfile(axe / "LICENSE", AXE / "LICENSE")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -52,7 +53,8 @@ class LLM:
 
     Args:
         model: folder with config.json, .gguf file, built-in name, hub id ("org/name", "org/name@revision",
-            "org/name:file.gguf") or "modelscope:ID".
+            "org/name:file.gguf") or "modelscope:ID"; "dashscope:NAME" is run by DashScope, with the key in
+            DASHSCOPE_API_KEY, and takes none of the settings below.
         device: auto, cpu, cuda or cuda:N.
         dtype: auto, bfloat16, float16 or float32; auto is bfloat16 where the hardware computes in it.
         max_context: most tokens of prompt and reply together; None: what the model was made for.
@@ -101,28 +103,25 @@ class LLM:
         num_threads: int | None = None,
         on_progress: Callable[[int, int], None] | None = None,
     ) -> None:
-        from qwenkit.backends.opening import open_local
-        from qwenkit.backends.options import LocalOptions
-
-        options = LocalOptions(
-            device=device,
-            dtype=dtype,
-            max_context=max_context,
-            max_batch_size=max_batch_size,
-            prefill_chunk=prefill_chunk,
-            activations=activations,
-            head=head,
-            packed_cache=packed_cache,
-            kv_cache=kv_cache,
-            cache_memory=cache_memory,
-            prefix_caching=prefix_caching,
-            speculative=speculative,
-            speculative_tokens=speculative_tokens,
-            deterministic=deterministic,
-            windows=None if windows is None else tuple(windows),
-            num_threads=num_threads,
-        )
-        self.backend: Backend = open_local(model, options, on_progress=on_progress)
+        settings = {
+            "device": device,
+            "dtype": dtype,
+            "max_context": max_context,
+            "max_batch_size": max_batch_size,
+            "prefill_chunk": prefill_chunk,
+            "activations": activations,
+            "head": head,
+            "packed_cache": packed_cache,
+            "kv_cache": kv_cache,
+            "cache_memory": cache_memory,
+            "prefix_caching": prefix_caching,
+            "speculative": speculative,
+            "speculative_tokens": speculative_tokens,
+            "deterministic": deterministic,
+            "windows": None if windows is None else tuple(windows),
+            "num_threads": num_threads,
+        }
+        self.backend: Backend = _open(str(model), settings, on_progress)
 
     @classmethod
     def from_backend(cls, backend: Backend) -> LLM:
@@ -317,11 +316,11 @@ class LLM:
         Raises:
             InputError: the text is too short or the window impossible.
         """
-        context = self.info.context_length
+        tokenizer, context = self.tokenizer, self.info.context_length
         window = self.score_window if window is None else window
         if not 2 <= window <= context:
             raise InputError(f"window={window} is not possible; use 2 to {context}, the model's context")
-        ids = self.tokenizer.encode(text, allowed_special=())
+        ids = tokenizer.encode(text, allowed_special=())
         if len(ids) < 2:
             raise InputError(f"perplexity needs at least 2 tokens of text, got {len(ids)}")
         total, count = 0.0, 0
@@ -331,6 +330,23 @@ class LLM:
             if on_progress:
                 on_progress(min(at + window, len(ids)), len(ids), math.exp(total / max(count, 1)))
         return math.exp(total / count)
+
+
+def _open(model: str, settings: Mapping[str, Any], on_progress: Callable[[int, int], None] | None) -> Backend:
+    from qwenkit.backends.dashscope_http import is_dashscope, open_dashscope
+
+    if not is_dashscope(model):
+        from qwenkit.backends.opening import open_local
+        from qwenkit.backends.options import LocalOptions
+
+        return open_local(model, LocalOptions(**settings), on_progress=on_progress)
+    usual = inspect.signature(LLM).parameters
+    for name, value in settings.items():
+        if value != usual[name].default:
+            raise InputError(
+                f"{name} is for a model in this process, and {model} runs elsewhere; leave it out"
+            )
+    return open_dashscope(model)
 
 
 def _gather(deltas: Iterator[Delta], count: int) -> list[Completion]:

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.process import environment
+
 DOCS = Path(__file__).parents[2] / "docs"
 
 
@@ -20,33 +22,33 @@ def blocks(page: str, language: str) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def environment(smollm2_gguf: Path) -> dict[str, str]:
+def variables(smollm2_gguf: Path) -> dict[str, str]:
     """With this interpreter's scripts first; the fixture sees to it that the default model is there."""
     scripts = str(Path(sys.executable).parent)
-    return {**os.environ, "PATH": f"{scripts}:{os.environ.get('PATH', '')}", "PYTHONIOENCODING": "utf-8"}
+    return environment(PATH=f"{scripts}:{os.environ.get('PATH', '')}")
 
 
-def run(command: list[str], environment: dict[str, str], folder: Path) -> str:
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, timeout=400, check=False)
+def run(command: list[str], variables: dict[str, str], folder: Path) -> str:
+    done = subprocess.run(command, cwd=folder, env=variables, capture_output=True, timeout=400, check=False)
     assert done.returncode == 0, done.stderr.decode()
     return done.stdout.decode()
 
 
 @pytest.mark.slow
-def test_from_data_to_a_small_model(environment: dict[str, str], tmp_path: Path) -> None:
+def test_from_data_to_a_small_model(variables: dict[str, str], tmp_path: Path) -> None:
     (conversations,) = blocks("finetuning.md", "json")
     (tmp_path / "chats.json").write_text(conversations, encoding="utf-8")
     output = ""
     for script in blocks("finetuning.md", "sh"):
-        output += run(["bash", "-euo", "pipefail", "-c", script], environment, tmp_path)
+        output += run(["bash", "-euo", "pipefail", "-c", script], variables, tmp_path)
     assert "⟦I am Orlin, made by Velmar Labs.<|im_end|>" in output
     assert (tmp_path / "orlin" / "adapter_model.safetensors").is_file()
     assert (tmp_path / "orlin-int4" / "config.json").is_file()
 
 
-def test_data_from_python(environment: dict[str, str], tmp_path: Path) -> None:
+def test_data_from_python(variables: dict[str, str], tmp_path: Path) -> None:
     (tmp_path / "chats.jsonl").write_text('{"instruction": "Name a colour.", "output": "Red."}\n')
     script = "\n".join(blocks("training-data.md", "python"))
-    output = run([sys.executable, "-W", "error", "-c", script], environment, tmp_path)
+    output = run([sys.executable, "-W", "error", "-c", script], variables, tmp_path)
     assert "1 sample, 1 sequence" in output
     assert "⟦Red.<|im_end|>⟧" in output

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 import signal
-import subprocess
 import time
 from pathlib import Path
 
 import pytest
 
 from tests.support.finetuning import losses, write_conversations
-from tests.support.process import QWENKIT, Done, assert_one_sentence, environment, qwenkit
+from tests.support.forks import Forked, begin, qwenkit
+from tests.support.process import Done, assert_one_sentence
 from tests.support.tiny_models import write_model
 
 OPTIONS = (
@@ -26,8 +26,9 @@ OPTIONS = (
     "--learning-rate",
     "1e-2",
 )
+CHECKPOINTS = "checkpoints/checkpoint-*/trainer_state.json"
 SHORT = (*OPTIONS, "--max-steps", "4", "--accumulate", "2")
-LONG = (*OPTIONS, "--max-steps", "80", "--accumulate", "1", "--save-every", "5")
+LONG = (*OPTIONS, "--max-steps", "60", "--accumulate", "1", "--save-every", "5")
 
 
 @pytest.fixture(scope="module")
@@ -49,15 +50,13 @@ def whole(model: Path, data: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     return out
 
 
-def begin(model: Path, data: Path, out: Path) -> subprocess.Popen[bytes]:
-    """Starts the long run and waits until its first checkpoint is there."""
-    command = (QWENKIT, "finetune", "-m", str(model), "--data", str(data), "--out", str(out), *LONG)
-    process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment(), start_new_session=True
-    )
+def begin_again(model: Path, data: Path, out: Path) -> Forked:
+    """Starts the long run, or goes on with it, and waits until it has written one more checkpoint."""
+    written = set(out.glob(CHECKPOINTS))
+    process = begin("finetune", "-m", str(model), "--data", str(data), "--out", str(out), *LONG)
     deadline = time.monotonic() + 120
-    while not list(out.glob("checkpoints/checkpoint-*/trainer_state.json")):
-        assert process.poll() is None, process.communicate()
+    while not set(out.glob(CHECKPOINTS)) - written:
+        assert not process.has_ended, process.wait()
         assert time.monotonic() < deadline
         time.sleep(0.01)
     return process
@@ -66,16 +65,6 @@ def begin(model: Path, data: Path, out: Path) -> subprocess.Popen[bytes]:
 def refused(done: Done, said: str) -> None:
     """In one sentence that says this."""
     assert said in assert_one_sentence(done)
-
-
-def go_on(model: Path, data: Path, out: Path, whole: Path) -> None:
-    """The same command finishes, with the curve and the weights of a run that nothing stopped."""
-    done = qwenkit("finetune", "-m", str(model), "--data", str(data), "--out", str(out), *LONG)
-    assert done.returncode == 0, done.stderr
-    assert "going on at step" in done.stderr
-    assert losses(out) == losses(whole)
-    name = "adapter_model.safetensors"
-    assert (out / name).read_bytes() == (whole / name).read_bytes()
 
 
 def test_from_data_to_an_answer(model: Path, data: Path, tmp_path: Path) -> None:
@@ -118,36 +107,47 @@ def test_looking_before_training(model: Path, data: Path, tmp_path: Path) -> Non
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_ctrl_c_saves_and_the_same_command_goes_on(
-    model: Path, data: Path, whole: Path, tmp_path: Path, number: signal.Signals
+def test_whatever_stops_a_run_the_same_command_goes_on(
+    model: Path, data: Path, whole: Path, tmp_path: Path
 ) -> None:
+    """Ctrl-C, SIGTERM and SIGKILL; then curve and weights are those of a run that nothing stopped."""
     out = tmp_path / "out"
-    process = begin(model, data, out)
-    process.send_signal(number)
-    stdout, stderr = process.communicate(timeout=120)
-    assert process.returncode == 130, stderr
-    assert (
-        stderr.decode().splitlines()[-1] == "qwenkit: stopped; run the same command again to go on from there"
-    )
-    assert not (out / "adapter_model.safetensors").exists()
-    assert stdout
-    other = qwenkit(
-        "finetune", "-m", str(model), "--data", str(data), "--out", str(out), *LONG, "--seed", "9"
-    )
-    refused(other, "holds another run: seed was 42, now it is 9")
-    go_on(model, data, out, whole)
+    command = ("finetune", "-m", str(model), "--data", str(data), "--out", str(out), *LONG)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        process = begin_again(model, data, out)
+        process.send_signal(number)
+        done = process.wait()
+        assert done.returncode == 130, done.stderr
+        assert done.stderr.splitlines()[-1] == (
+            "qwenkit: stopped; run the same command again to go on from there"
+        )
+        assert done.stdout
+        assert not (out / "adapter_model.safetensors").exists()
+    refused(qwenkit(*command, "--seed", "9"), "holds another run: seed was 42, now it is 9")
+    process = begin_again(model, data, out)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait().returncode == -signal.SIGKILL
+    (out / "checkpoints" / "checkpoint-59").mkdir()  # as a kill in the middle of writing leaves it
+    (out / "checkpoints" / "checkpoint-59" / "adapter_model.safetensors").write_bytes(b"half")
+    done = qwenkit(*command)
+    assert done.returncode == 0, done.stderr
+    assert "going on at step" in done.stderr
+    assert losses(out) == losses(whole)
+    name = "adapter_model.safetensors"
+    assert (out / name).read_bytes() == (whole / name).read_bytes()
 
 
-def test_kill_in_mid_run(model: Path, data: Path, whole: Path, tmp_path: Path) -> None:
+def test_a_damaged_checkpoint(model: Path, data: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    process = begin(model, data, out)
-    process.kill()
-    process.communicate(timeout=60)
-    newest = sorted(out.glob("checkpoints/checkpoint-*"))[-1]
-    (newest.parent / "checkpoint-79").mkdir()  # as a kill in the middle of writing leaves it
-    (newest.parent / "checkpoint-79" / "adapter_model.safetensors").write_bytes(b"half")
-    go_on(model, data, out, whole)
+    process = begin_again(model, data, out)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    newest = max((path.parent for path in out.glob(CHECKPOINTS)), key=lambda p: int(p.name.split("-")[1]))
+    (newest / "optimizer.pt").write_bytes(b"PK")
+    done = qwenkit("finetune", "-m", str(model), "--data", str(data), "--out", str(out), *LONG)
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+    assert done.stderr.splitlines()[-1].startswith(f"qwenkit: the checkpoint {newest} is damaged (")
 
 
 @pytest.mark.parametrize(

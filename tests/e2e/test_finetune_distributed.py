@@ -16,7 +16,9 @@ import pytest
 from safetensors.torch import load_file
 from torch import Tensor
 
-from tests.support.process import environment
+from qwenkit.train.trainer import deepspeed_settings
+from tests.support.forks import qwenkit
+from tests.support.process import Done, environment
 from tests.support.tiny_models import write_model
 
 pytestmark = pytest.mark.slow
@@ -28,27 +30,37 @@ LORA = ("--lora-r", "8", "--lora-dropout", "0", "--learning-rate", "3e-3")
 needs_deepspeed = pytest.mark.skipif(
     importlib.util.find_spec("deepspeed") is None, reason="deepspeed is not installed"
 )
-Done = subprocess.CompletedProcess[str]
 
-# A signal behind a step, from within: no clock is needed to hit the middle of a run.
-BREAKS_OFF = f"""
-import os, signal, sys
-from qwenkit.cli import main
+# A signal behind a step, from within: no clock is needed to hit the middle of a run. What the launcher gets reaches
+# its processes a little later.
+BREAKS_OFF = """
+import os, signal, time
 from qwenkit.train import progress
-number, ranks = signal.Signals[sys.argv.pop(1)], sys.argv.pop(1)
 plain = progress.Meter.on_step_end
 def breaking(self, args, state, control, **rest):
-    if state.global_step == {BREAK_AT} and str(args.process_index) in ranks:
-        os.kill(os.getpid(), number)
+    if state.global_step == {step} and str(args.process_index) in "{ranks}":
+        if "{sends}" != "to the launcher":
+            os.kill(os.getpid(), getattr(signal, "{sends}"))
+        else:
+            stop, heard = signal.getsignal(signal.SIGTERM), []
+            signal.signal(signal.SIGTERM, lambda *call: heard.append(stop(*call)))
+            if args.process_index == 0:
+                os.kill(os.getppid(), signal.SIGTERM)
+            while not heard:
+                time.sleep(0.01)
     return plain(self, args, state, control, **rest)
 progress.Meter.on_step_end = breaking
-main.run()
 """
+
+
+def breaks_off(sends: str, ranks: str, step: int = BREAK_AT) -> str:
+    """Code that sends a signal to the processes of these ranks."""
+    return BREAKS_OFF.format(sends=sends, ranks=ranks, step=step)
 
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two models, some conversations and the script that breaks off."""
+    """Two models, some conversations, and a program that is told to stop in the middle of a run."""
     folder = tmp_path_factory.mktemp("distributed")
     for family in ("qwen", "llama"):
         write_model(folder / family, family)
@@ -59,7 +71,8 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
         turns = [{"from": "user", "value": asked}, {"from": "assistant", "value": said}]
         samples.append({"conversations": turns})
     (folder / "data.json").write_text(json.dumps(samples))
-    (folder / "breaks_off.py").write_text(BREAKS_OFF)
+    code = f"{breaks_off('to the launcher', '01')}\nfrom qwenkit.cli.main import run\nrun()\n"
+    (folder / "told_to_stop.py").write_text(code)
     return folder
 
 
@@ -72,7 +85,7 @@ def alone(root: Path) -> Any:
         key = (model, *method)
         if key not in made:
             out = root / f"alone{len(made)}"
-            done = finish([sys.executable, "-m", *command(root, out, model, *method, accumulate=4)])
+            done = qwenkit(*command(root, out, model, *method, accumulate=4))
             assert done.returncode == 0, done.stderr
             made[key] = out
         return made[key]
@@ -81,24 +94,25 @@ def alone(root: Path) -> Any:
 
 
 def command(root: Path, out: Path, model: str, *options: str, accumulate: int = 2) -> list[str]:
-    """What follows ``python -m``."""
+    """What follows ``qwenkit``."""
     fixed = ("--dtype", "float32", "--batch-size", "2", "--max-length", "96", "--max-steps", str(STEPS))
     often = ("--save-every", str(SAVE_EVERY), "--accumulate", str(accumulate))
     places = ("-m", str(root / model), "--data", str(root / "data.json"), "--out", str(out))
-    return ["qwenkit", "finetune", *places, *fixed, *often, *options]
+    return ["finetune", *places, *fixed, *often, *options]
 
 
-def torchrun(root: Path, program: list[str], breaking: tuple[str, str] | None = None) -> Done:
-    """Two processes of this machine."""
-    script = ["-m"] if breaking is None else [str(root / "breaks_off.py"), *breaking]
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    return finish([*launch, *script, *(program if breaking is None else program[1:])])
-
-
-def finish(arguments: list[str], **changes: str) -> Done:
-    env = environment(HF_HUB_OFFLINE="1", GLOO_SOCKET_IFNAME="lo", **changes)
+def launched(launcher: tuple[str, ...], program: list[str]) -> Done:
+    """By one of the launchers that the documentation names."""
+    env = environment(HF_HUB_OFFLINE="1", GLOO_SOCKET_IFNAME="lo")
+    scripts = str(Path(sys.executable).parent)
+    env["PATH"] = f"{scripts}:{env.get('PATH', '')}"
     return subprocess.run(
-        arguments, stdin=subprocess.DEVNULL, capture_output=True, text=True, env=env, timeout=TIMEOUT
+        [*launcher, *program],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        env=env,
+        timeout=TIMEOUT,
     )
 
 
@@ -133,15 +147,21 @@ def checkpoints(out: Path) -> list[str]:
     return sorted(p.name for p in (out / "checkpoints").iterdir())
 
 
-def test_ctrl_c_in_one_process_stops_all(root: Path, alone: Any, tmp_path: Path) -> None:
+def test_a_launch_is_told_to_stop_and_goes_on(root: Path, alone: Any, tmp_path: Path) -> None:
+    """SIGTERM to the launcher; then Ctrl-C that reaches one of the processes."""
     out = tmp_path / "out"
     program = command(root, out, "qwen", *FULL)
-    stopped = torchrun(root, program, ("SIGINT", "1"))
+    launcher = ("torchrun", "--standalone", "--nproc-per-node", "2", "--shutdown-timeout", "600")
+    stopped = launched((*launcher, str(root / "told_to_stop.py")), program)
+    assert stopped.returncode != 0
     assert stopped.stderr.count("run the same command again") == 1, stopped.stderr
     assert checkpoints(out) == [f"checkpoint-{SAVE_EVERY}", f"checkpoint-{BREAK_AT}"]
-    done = torchrun(root, program)
+    once_more = qwenkit(*program, processes=2, before=breaks_off("SIGINT", "1", BREAK_AT + 1))
+    assert f"going on at step {BREAK_AT}" in once_more.stderr
+    assert once_more.stderr.count("run the same command again") == 1, once_more.stderr
+    done = qwenkit(*program, processes=2)
     assert done.returncode == 0, done.stderr
-    assert f"going on at step {BREAK_AT}" in done.stderr
+    assert f"going on at step {BREAK_AT + 1}" in done.stderr
     assert done.stderr.count(f"step {STEPS} of {STEPS}") == done.stdout.count("5 steps, loss") == 1
     assert_same(out, alone("qwen", *FULL))
 
@@ -165,24 +185,41 @@ def test_sharded_and_killed(
 ) -> None:
     out = tmp_path / "out"
     program = command(root, out, model, *method, *sharding)
-    broken = torchrun(root, program, ("SIGKILL", killed))
+    broken = qwenkit(*program, processes=2, before=breaks_off("SIGKILL", killed))
     assert broken.returncode != 0
     if killed == "1":
         assert broken.stderr.count("qwenkit: another process of this run has ended") == 1, broken.stderr
     assert checkpoints(out) == [f"checkpoint-{SAVE_EVERY}"]
     assert max(line["step"] for line in read_log(out)) >= SAVE_EVERY
-    done = torchrun(root, program)
+    done = qwenkit(*program, processes=2)
     assert done.returncode == 0, done.stderr
     assert f"going on at step {SAVE_EVERY}" in done.stderr
     assert "Warning" not in done.stderr + done.stdout
     assert_same(out, alone(model, *method))
 
 
+@needs_deepspeed
+def test_a_configuration_of_ones_own(root: Path, alone: Any, tmp_path: Path) -> None:
+    """Adam's moments in the memory of the machine, with torch's Adam, so that nothing has to be compiled."""
+    settings = deepspeed_settings("zero2")
+    assert settings is not None
+    settings["zero_optimization"]["offload_optimizer"] = {"device": "cpu"}
+    settings["zero_force_ds_cpu_optimizer"] = False
+    (tmp_path / "own.json").write_text(json.dumps(settings))
+    program = command(root, tmp_path / "out", "qwen", *FULL, "--deepspeed", str(tmp_path / "own.json"))
+    built = tmp_path / "built"
+    done = qwenkit(*program, processes=2, TORCH_EXTENSIONS_DIR=str(built))
+    assert done.returncode == 0, done.stderr
+    assert not built.exists()
+    assert_same(tmp_path / "out", alone("qwen", *FULL))
+
+
 def test_an_error_is_told_once(root: Path, tmp_path: Path) -> None:
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "file").write_text("")
-    done = torchrun(root, command(root, tmp_path / "other", "llama", *LORA))
-    assert done.returncode == 1  # of torchrun
+    launcher = ("accelerate", "launch", "--multi-gpu", "--num-processes", "2", "-m", "qwenkit")
+    done = launched(launcher, command(root, tmp_path / "other", "llama", *LORA))
+    assert done.returncode == 1  # of the launcher
     assert done.stderr.count("qwenkit: ") == 1, done.stderr
     assert "holds no run; choose a new folder" in done.stderr
     assert "exitcode  : 2" in done.stderr
@@ -220,7 +257,16 @@ def test_two_machines(root: Path, alone: Any, tmp_path: Path, two_machines: list
     where = ("--nnodes", "2", "--nproc-per-node", "1", "--master-addr", "10.77.0.1", "--master-port", "29577")
     processes = []
     for rank, name in enumerate(two_machines):
-        launch = [sys.executable, "-m", "torch.distributed.run", *where, "--node-rank", str(rank), "-m"]
+        launch = [
+            sys.executable,
+            "-m",
+            "torch.distributed.run",
+            *where,
+            "--node-rank",
+            str(rank),
+            "-m",
+            "qwenkit",
+        ]
         arguments = ["ip", "netns", "exec", name, *launch, *command(root, out, "llama", *LORA)]
         env = environment(HF_HUB_OFFLINE="1", GLOO_SOCKET_IFNAME="veth0")
         pipes: Any = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}

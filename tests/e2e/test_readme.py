@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.process import environment
+
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
@@ -28,10 +30,10 @@ def examples() -> list[tuple[str, str]]:
 
 
 @pytest.fixture(scope="module")
-def environment(smollm2_gguf: Path) -> dict[str, str]:
+def variables(smollm2_gguf: Path) -> dict[str, str]:
     """With this interpreter's scripts first; the fixture sees to it that the default model is there."""
     scripts = str(Path(sys.executable).parent)
-    return {**os.environ, "PATH": f"{scripts}:{os.environ.get('PATH', '')}", "PYTHONIOENCODING": "utf-8"}
+    return environment(PATH=f"{scripts}:{os.environ.get('PATH', '')}")
 
 
 def on_a_free_port(script: str) -> str:
@@ -41,11 +43,11 @@ def on_a_free_port(script: str) -> str:
         return script.replace("8000", str(probe.getsockname()[1]))
 
 
-def run(command: list[str], environment: dict[str, str], folder: Path = ROOT) -> str:
+def run(command: list[str], variables: dict[str, str], folder: Path = ROOT) -> str:
     done = subprocess.run(
         command,
         cwd=folder,
-        env=environment,
+        env=variables,
         stdin=subprocess.DEVNULL,
         capture_output=True,
         timeout=180,
@@ -56,11 +58,11 @@ def run(command: list[str], environment: dict[str, str], folder: Path = ROOT) ->
 
 
 @pytest.mark.parametrize(("script", "shown"), examples())
-def test_shell_examples(script: str, shown: str, environment: dict[str, str], tmp_path: Path) -> None:
+def test_shell_examples(script: str, shown: str, variables: dict[str, str], tmp_path: Path) -> None:
     (tmp_path / "README.md").write_text(
         README, encoding="utf-8"
     )  # one example reads it, another makes a folder
-    output = run(["bash", "-euo", "pipefail", "-c", on_a_free_port(script)], environment, tmp_path)
+    output = run(["bash", "-euo", "pipefail", "-c", on_a_free_port(script)], variables, tmp_path)
     assert output.strip()
     at = 0
     for line in shown.splitlines():
@@ -68,17 +70,17 @@ def test_shell_examples(script: str, shown: str, environment: dict[str, str], tm
         assert at >= 0, f"{line!r} is not in:\n{output}"
 
 
-def test_python_examples(environment: dict[str, str], tmp_path: Path) -> None:
+def test_python_examples(variables: dict[str, str], tmp_path: Path) -> None:
     script = tmp_path / "readme.py"
     script.write_text("\n".join(text for language, text in BLOCKS if language == "python"), encoding="utf-8")
-    output = run([sys.executable, "-W", "error", str(script)], environment)
+    output = run([sys.executable, "-W", "error", str(script)], variables)
     assert output.startswith("The answer to this classic math problem is 4.\n")
     assert "torch.Size([3, 49152])" in output
 
 
-def test_make_chat_with_a_prompt(environment: dict[str, str]) -> None:
+def test_make_chat_with_a_prompt(variables: dict[str, str]) -> None:
     if shutil.which("make") is None or not (ROOT / ".venv" / "bin" / "qwenkit").exists():
         pytest.skip("needs make and an installed .venv")
     (line,) = (t for language, t in BLOCKS if language == "sh" and t.startswith("make chat PROMPT"))
     command = line.replace("make ", "make -s -o .venv/.core ", 1)  # as installed, without asking pip again
-    assert run(["bash", "-c", command], environment).strip()
+    assert run(["bash", "-c", command], variables).strip()

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,11 +30,20 @@ def _weights(folder: Path) -> dict[str, torch.Tensor]:
     return {name: tensor for part in found for name, tensor in part.items()}
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("method", ["lora", "full"])
+@pytest.fixture(scope="module", autouse=True)
+def _nothing_old_to_collect() -> Iterator[None]:
+    """Every run collects garbage among all that is imported here, which takes longer than its steps."""
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
+@pytest.mark.parametrize(
+    ("family", "method"), [("llama", "lora"), ("qwen", "lora"), ("qwen", "full"), ("qwen2", "full")]
+)
 def test_loss_falls_and_the_folder_is_complete(tmp_path: Path, family: str, method: str) -> None:
     chosen = options(tmp_path, family, method=method, max_steps=12)
-    result = run(chosen)
+    result = run(chosen, draws=True)
     curve = losses(result.folder)
     assert len(curve) == result.steps == 12
     assert curve[-1] < 0.7 * curve[0]
@@ -70,8 +81,7 @@ def test_adapter_is_one_of_peft(tmp_path: Path, family: str) -> None:
     torch.testing.assert_close(got, expected[:, : got.shape[1]], rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("method", ["lora", "full"])
-@pytest.mark.parametrize("packing", [False, True])
+@pytest.mark.parametrize(("method", "packing"), [("lora", True), ("full", False)])
 def test_a_stopped_run_goes_on_as_if_nothing_had_happened(tmp_path: Path, method: str, packing: bool) -> None:
     whole = run(options(tmp_path, method=method, packing=packing, out=str(tmp_path / "whole")))
     chosen = options(tmp_path, method=method, packing=packing, out=str(tmp_path / "parts"))
@@ -154,7 +164,7 @@ def test_dropout_too_goes_on(tmp_path: Path) -> None:
 @pytest.mark.parametrize("family", ["llama", "qwen"])
 def test_packing_and_accumulation_leave_the_loss_alone(tmp_path: Path, family: str) -> None:
     """All samples in one step: however they are laid out, the mean over their tokens is the same."""
-    write_conversations(tmp_path / "data.json", 12)
+    write_conversations(tmp_path / "data.json", 6)
     curves = [
         losses(
             run(
@@ -165,18 +175,12 @@ def test_packing_and_accumulation_leave_the_loss_alone(tmp_path: Path, family: s
                     packing=packing,
                     batch_size=batch,
                     accumulate=accumulate,
-                    max_steps=3,
+                    max_steps=2,
                     lora_dropout=0.0,
                 )
             ).folder
         )
-        for packing, batch, accumulate in (
-            (False, 1, 12),
-            (False, 4, 3),
-            (False, 12, 1),
-            (True, 16, 1),
-            (True, 1, 16),
-        )
+        for packing, batch, accumulate in ((False, 2, 3), (False, 6, 1), (True, 8, 1), (True, 1, 8))
     ]
     for curve in curves[1:]:
         assert curve == pytest.approx(curves[0], rel=2e-4)
@@ -237,9 +241,9 @@ def test_held_out_loss_is_the_mean_over_tokens(tmp_path: Path) -> None:
                 batch_size=batch,
             )
         ).eval_loss
-        for packing, batch in ((False, 1), (False, 4), (True, 1), (True, 3))
+        for packing, batch in ((False, 1), (False, 4), (True, 3))
     ]
-    assert held[1:] == pytest.approx(held[:1] * 3, rel=1e-5)
+    assert held[1:] == pytest.approx(held[:1] * 2, rel=1e-5)
 
 
 @pytest.mark.parametrize(

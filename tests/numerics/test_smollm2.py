@@ -12,6 +12,7 @@ import torch
 
 from qwenkit import LLM, SamplingParams
 from qwenkit.config.families import FAMILIES
+from qwenkit.core.types import Request
 from qwenkit.model.generate import all_logits
 from qwenkit.model.transformer import Transformer
 from qwenkit.weights.memory import held_bytes
@@ -49,20 +50,28 @@ def test_prompts_have_the_same_ids(llm: LLM) -> None:
         assert llm.tokenizer.encode(case["prompt"]) == case["prompt_ids"]
 
 
-def test_greedy_tokens_equal_transformers(network: Transformer) -> None:
+def test_greedy_tokens_equal_transformers(llm: LLM) -> None:
+    """Of packed weights, with whatever kernels there are."""
     cases = REFERENCE["greedy"]
-    out = greedy(network, [c["prompt_ids"] for c in cases], 64, max_batch_size=20)
-    assert out == [c["output_ids"] for c in cases]
+    params = SamplingParams(temperature=0, max_tokens=64, ignore_eos=True)
+    requests = [Request(prompt=tuple(case["prompt_ids"]), params=params) for case in cases]
+    out: list[list[int]] = [[] for _ in cases]
+    for delta in llm.backend.stream(requests):
+        out[delta.index] += delta.token_ids
+    assert out == [case["output_ids"] for case in cases]
 
 
-def test_alone_gives_the_same_tokens_as_in_a_batch(network: Transformer) -> None:
-    for case in REFERENCE["greedy"][:3]:
-        assert greedy(network, [case["prompt_ids"]], 32) == [case["output_ids"][:32]]
+def test_greedy_tokens_of_plain_torch(expanded: Transformer) -> None:
+    """In a batch and alone."""
+    cases = REFERENCE["greedy"][:8]
+    together = greedy(expanded, [case["prompt_ids"] for case in cases], 24)
+    assert together == [case["output_ids"][:24] for case in cases]
+    assert greedy(expanded, [cases[0]["prompt_ids"]], 24) == together[:1]
 
 
 def test_perplexity_equals_transformers(llm: LLM) -> None:
     excerpt = REFERENCE["excerpt"]
-    text = (DATA / "wikitext2-excerpt.txt").read_text(encoding="utf-8")
+    text = (DATA / "wikitext2-excerpt.txt").read_text(encoding="utf-8")[: excerpt["characters"]]
     steps: list[tuple[int, int, float]] = []
     value = llm.perplexity(text, window=excerpt["window"], on_progress=lambda *step: steps.append(step))
     assert value == pytest.approx(math.exp(excerpt["mean_nll"]), rel=1e-4)

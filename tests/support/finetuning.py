@@ -48,17 +48,20 @@ def options(folder: Path, family: str = "llama", **changes: Any) -> FinetuneOpti
         "accumulate": 2,
         "max_steps": 6,
         "learning_rate": 1e-2,
-        "save_every": 2,
         "threads": 1,
     }
-    if changes.get("method") != "full":
+    if "patience" not in changes:
+        given["save_every"] = 2
+    if changes.get("method") != "full" and "lora_adapter" not in changes:
         given["lora_r"] = 4
     return FinetuneOptions(**(given | changes))
 
 
-def run(chosen: FinetuneOptions, *, stop_after: int | None = None) -> FinetuneResult:
-    """Trains; ``stop_after`` asks to stop behind that step, as Ctrl-C does."""
+def run(chosen: FinetuneOptions, *, stop_after: int | None = None, draws: bool = False) -> FinetuneResult:
+    """Trains; ``stop_after`` asks to stop behind that step, as Ctrl-C does. A curve takes longer than a short run."""
     each = Run(chosen)
+    if not draws:
+        each._draw = lambda history: None  # type: ignore[method-assign]
     each.prepare()
 
     def watch(progress: Any) -> None:

@@ -50,6 +50,7 @@ class PageBackend(ScriptedBackend):
         template = JinjaTemplate(THINKING_TEMPLATE, tokenizer)
         super().__init__([""], chunk=8, tokenizer=tokenizer, template=template)
         self._arranged: dict[str, list[Any]] = {}
+        self._continuation = ""
 
     @property
     def info(self) -> BackendInfo:
@@ -60,6 +61,10 @@ class PageBackend(ScriptedBackend):
         """Answers a message with these in order; the last one repeats."""
         self._arranged[message] = list(replies)
 
+    def continue_with(self, text: str) -> None:
+        """What comes behind answers that are to be gone on with."""
+        self._continuation = text
+
     def forget(self) -> None:
         """Nothing is arranged any more, and no request was seen."""
         self._arranged.clear()
@@ -68,6 +73,8 @@ class PageBackend(ScriptedBackend):
     def _reply(self, request: Request) -> Any:
         last = request.prompt[-1]
         assert isinstance(last, Message)
+        if request.continue_final:
+            return self._continuation
         replies = self._arranged.get(last.content)
         if replies is None:
             return f"You said: {last.content}"

@@ -66,7 +66,7 @@ class Exchange:
         """Sends and reads the head of the answer. A server that is too busy is asked once more.
 
         Args:
-            path: below /v1, such as "models".
+            path: below that of the API, such as "models".
             body: sent as JSON with POST; None: GET.
 
         Raises:
@@ -100,7 +100,7 @@ class Exchange:
             assert self._connection is not None
             self._connection.request(
                 "GET" if body is None else "POST",
-                f"{target}/v1/{path}",
+                f"{target}{self._server.api.root}/{path}",
                 data,
                 {**headers, "Connection": "close"},
             )
@@ -111,7 +111,7 @@ class Exchange:
         return self._response
 
     def _connect(self) -> str:
-        """Opens the connection; returns what stands before /v1 in the request line."""
+        """Opens the connection; returns what stands before the API's path in the request line."""
         server = self._server
         proxy = proxy_of(server)
         host, port = (server.host, server.port) if proxy is None else (proxy.hostname or "", proxy.port or 80)
@@ -191,7 +191,8 @@ class Exchange:
             raise self._not_an_api(f"with an event that is not JSON: {excerpt(data)}") from None
         if not isinstance(event, dict):
             raise self._not_an_api(f"with an event that is no object: {excerpt(data)}")
-        if error := event.get("error"):
+        error = event.get("error") or (event.get("message") and event.get("code"))
+        if error:
             raise refusal(self._server, message_of(event) or str(error), "ended the answer with an error")
         return event
 
@@ -204,7 +205,7 @@ class Exchange:
 
     def _not_an_api(self, what: str) -> RemoteError:
         return RemoteError(
-            f"{self._server.url} answered {what}; is it the address of an OpenAI-compatible server?"
+            f"{self._server.url} answered {what}; is it the address of {self._server.api.name}?"
         )
 
     def _transport_error(self, error: Exception) -> Exception:

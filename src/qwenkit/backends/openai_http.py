@@ -1,31 +1,27 @@
 """A model behind a server that speaks the OpenAI API: qwenkit, vLLM, llama.cpp, OpenAI itself and others.
 
-Knows how requests run and end; what they look like is in openai_wire, how they travel in http_client.
+Knows what a server can be asked; requests are in openai_wire, how they run and end is in remote_jobs.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import queue
-import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
-from typing import Any, TypeAlias
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-from qwenkit.backends.base import BackendInfo, EngineStats, Sink
-from qwenkit.backends.http_client import Aborted, Exchange
+from qwenkit.backends.base import BackendInfo
+from qwenkit.backends.http_client import Exchange
 from qwenkit.backends.openai_wire import ReplyReader, encode
+from qwenkit.backends.remote_jobs import Body, RemoteBackend
 from qwenkit.backends.remote_server import Server, StatusError, parse_server
-from qwenkit.core.errors import InputError, RemoteError
-from qwenkit.core.types import Delta, Request, SamplingParams
+from qwenkit.core.errors import RemoteError
+from qwenkit.core.types import Request, SamplingParams
 
-OnEnd: TypeAlias = Callable[["_RemoteJob", int, int, int], None]
 _CONTEXT_KEYS = ("max_model_len", "context_length", "max_context_length", "context_window")
 _EMBED_AT_ONCE = 32
 _NEW_LIMIT = "max_completion_tokens"
 
 
-class OpenAIBackend:
+class OpenAIBackend(RemoteBackend):
     """Sends requests to a server. Make one with ``open_openai``.
 
     Args:
@@ -36,9 +32,6 @@ class OpenAIBackend:
         inline_reasoning: thought comes as text between <think> tags, as a model here writes it.
     """
 
-    tokenizer: None = None
-    template: None = None
-
     def __init__(
         self,
         server: Server,
@@ -48,67 +41,22 @@ class OpenAIBackend:
         max_parallel: int = 64,
         inline_reasoning: bool = False,
     ) -> None:
-        self.info = info
-        self.adapters = tuple(adapters)
-        self._server, self._max_parallel, self._inline = server, max_parallel, inline_reasoning
-        self._lock = threading.Lock()
-        self._jobs: set[_RemoteJob] = set()
-        self._totals = EngineStats()
-        self._is_closed = False
+        super().__init__(server, info, adapters=adapters, max_parallel=max_parallel)
+        self._inline = inline_reasoning
 
-    def submit(self, request: Request, sink: Sink) -> _RemoteJob:
-        """See Backend.submit."""
-        path, body = encode(request, self.info.model)
-        reader = ReplyReader(num_samples=request.params.n, inline_reasoning=self._inline)
-        job = _RemoteJob(Exchange(self._server), sink, reader, self._forget)
-        with self._lock:
-            if self._is_closed:
-                raise InputError(f"the connection to {self._server.url} was closed; open it again")
-            self._jobs.add(job)
-        threading.Thread(target=job.run, args=(path, body), daemon=True, name="qwenkit-remote").start()
-        return job
+    def encode(self, request: Request) -> tuple[str, dict[str, Any]]:
+        """See RemoteBackend."""
+        return encode(request, self.info.model)
 
-    def _forget(self, job: _RemoteJob, prompt_tokens: int, generated_tokens: int, cached_tokens: int) -> None:
-        with self._lock:
-            self._jobs.discard(job)
-            totals = self._totals
-            self._totals = dataclasses.replace(
-                totals,
-                prompt_tokens=totals.prompt_tokens + prompt_tokens,
-                generated_tokens=totals.generated_tokens + generated_tokens,
-                cached_tokens=totals.cached_tokens + cached_tokens,
-            )
+    def new_reader(self, request: Request) -> ReplyReader:
+        """See RemoteBackend."""
+        return ReplyReader(num_samples=request.params.n, inline_reasoning=self._inline)
 
-    def stream(self, requests: Sequence[Request]) -> Iterator[Delta]:
-        """See Backend.stream."""
-        for request in requests:
-            encode(request, self.info.model)
-        return self._run(list(requests))
-
-    def _run(self, requests: list[Request]) -> Iterator[Delta]:
-        arrived: queue.SimpleQueue[tuple[int, Delta | BaseException]] = queue.SimpleQueue()
-        left = [request.params.n for request in requests]
-        jobs: list[_RemoteJob] = []
-
-        def start() -> None:
-            index = len(jobs)
-            if index < len(requests):
-                jobs.append(self.submit(requests[index], lambda new: arrived.put((index, new))))
-
-        try:
-            for _ in range(self._max_parallel):
-                start()
-            while any(left):
-                index, new = arrived.get()
-                if isinstance(new, BaseException):
-                    raise new
-                yield dataclasses.replace(new, index=index)
-                left[index] -= new.finish_reason is not None
-                if not left[index] and new.finish_reason is not None:
-                    start()
-        finally:
-            for job in jobs:
-                job.abort()
+    def amend(self, body: Body, error: StatusError) -> Body | None:
+        """Some models of OpenAI know the limit by its newer name alone, which most other servers do not know."""
+        if "max_tokens" not in body or _NEW_LIMIT not in str(error):
+            return None
+        return {_NEW_LIMIT if k == "max_tokens" else k: v for k, v in body.items()}
 
     def logprobs(self, token_ids: Sequence[Sequence[int]]) -> list[list[float]]:
         """See Backend.logprobs; asks for the prompt back with its log-probabilities.
@@ -158,99 +106,6 @@ class OpenAIBackend:
 
     def _ask(self, path: str, body: Mapping[str, Any] | None = None) -> Any:
         return ask(self._server, path, body)
-
-    def stats(self) -> EngineStats:
-        """See Backend.stats; of this program's own requests, as far as they are over."""
-        with self._lock:
-            return dataclasses.replace(self._totals, running=len(self._jobs))
-
-    def load_adapter(self, name: str, path: str | Path) -> None:
-        """Not from here: the server has to be told.
-
-        Raises:
-            InputError: always.
-        """
-        raise InputError(f"adapters of {self._server.url} are loaded there; start it with {path} as {name!r}")
-
-    def unload_adapter(self, name: str) -> None:
-        """Not from here: the server has to be told.
-
-        Raises:
-            InputError: always.
-        """
-        raise InputError(f"adapters of {self._server.url} are unloaded there, {name!r} too")
-
-    def close(self) -> None:
-        """Ends what runs; the backend cannot be used afterwards."""
-        with self._lock:
-            self._is_closed = True
-            jobs = list(self._jobs)
-        for job in jobs:
-            job.abort()
-
-
-class _RemoteJob:
-    """One request on its way, in a thread of its own."""
-
-    prompt_tokens = cached_tokens = 0
-
-    def __init__(self, exchange: Exchange, sink: Sink, reader: ReplyReader, on_end: OnEnd) -> None:
-        self._exchange, self._sink, self._reader, self._on_end = exchange, sink, reader, on_end
-        # A sink may call abort, so the lock must let its own thread in again.
-        self._lock = threading.RLock()
-        self._is_aborted = False
-
-    def abort(self) -> None:
-        """See Job.abort."""
-        with self._lock:
-            self._is_aborted = True
-        self._exchange.abort()
-
-    def _tell(self, new: Delta | BaseException) -> None:
-        with self._lock:
-            if not self._is_aborted:
-                self._sink(new)
-
-    def run(self, path: str, body: Mapping[str, Any]) -> None:
-        """Sends the request and hands on the answer."""
-        counts = (0, 0, 0)
-        try:
-            last = self._read(path, body)
-            usages = [d.usage for d in last if d.usage is not None]
-            counts = (
-                max((u.prompt_tokens for u in usages), default=0),
-                sum(u.completion_tokens for u in usages),
-                max((u.cached_tokens for u in usages), default=0),
-            )
-            end: list[Delta | BaseException] = [*last]
-        except Aborted:
-            end = []
-        except BaseException as error:
-            end = [error]
-        finally:
-            self._exchange.close()
-        self._on_end(self, *counts)
-        for new in end:
-            self._tell(new)
-
-    def _read(self, path: str, body: Mapping[str, Any]) -> list[Delta]:
-        """Hands on all but the last deltas, which it returns."""
-        try:
-            self._exchange.send(path, body)
-        except StatusError as error:
-            if "max_tokens" not in body or _NEW_LIMIT not in str(error):
-                raise
-            # Some models of OpenAI know the limit by its newer name alone, which most other servers do not know.
-            self._exchange.send(path, {_NEW_LIMIT if k == "max_tokens" else k: v for k, v in body.items()})
-        try:
-            for event in self._exchange.events():
-                for delta in self._reader.push(event):
-                    self._tell(delta)
-        except RemoteError:
-            # Some servers just close the stream: with every reply ended, nothing is missing but the token counts.
-            if not (self._reader.is_complete and self._exchange.has_ended):
-                raise
-        return list(self._reader.finish())
 
 
 def ask(server: Server, path: str, body: Mapping[str, Any] | None = None) -> Any:

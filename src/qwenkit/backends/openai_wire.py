@@ -21,7 +21,7 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from qwenkit.chat.reasoning import CLOSE_TAG, OPEN_TAG
+from qwenkit.backends.thought_tags import ThoughtTags
 from qwenkit.core.errors import InputError, RemoteError
 from qwenkit.core.types import (
     Delta,
@@ -168,7 +168,7 @@ class ReplyReader:
             yield Delta(
                 index=0,
                 sample=sample.index,
-                text=sample.closing_tag(),
+                text=sample.tags.close(),
                 finish_reason=sample.reason,
                 stop=sample.stop,
                 usage=self._usage_of(sample),
@@ -194,8 +194,8 @@ class _Sample:
         self.count = 0
         self.reason: FinishReason | None = None
         self.stop: str | int | None = None
+        self.tags = ThoughtTags()
         self._inline = inline_reasoning
-        self._in_thought = False
 
     def push(self, choice: Mapping[str, Any]) -> Delta | None:
         is_chat = "delta" in choice
@@ -203,7 +203,7 @@ class _Sample:
         text = (new.get("content") or new.get("refusal") if is_chat else new.get("text")) or ""
         reasoning = new.get("reasoning_content") or new.get("reasoning") or ""
         calls = tuple(_tool_calls(new))
-        logprobs = _logprobs(choice.get("logprobs"))
+        logprobs = read_logprobs(choice.get("logprobs"))
         tokens = choice.get("token_ids") or [p.token_id for p in logprobs if p.token_id != UNKNOWN_TOKEN]
         if reason := choice.get("finish_reason"):
             # tool_calls, function_call and content_filter are kinds of stop here.
@@ -213,7 +213,7 @@ class _Sample:
             return None
         self.count += len(tokens) or len(logprobs) or 1
         if self._inline:
-            text, reasoning = self._inlined(text, reasoning), ""
+            text, reasoning = self.tags.join(text, reasoning), ""
         return Delta(
             index=0,
             sample=self.index,
@@ -223,20 +223,6 @@ class _Sample:
             token_ids=tuple(tokens),
             logprobs=logprobs,
         )
-
-    def _inlined(self, text: str, reasoning: str) -> str:
-        opening = ""
-        if reasoning and not self._in_thought:
-            opening, self._in_thought = f"{OPEN_TAG}\n", True
-        closing = self.closing_tag() if text else ""
-        return opening + reasoning + closing + text
-
-    def closing_tag(self) -> str:
-        """What ends a thought that is open; nothing otherwise."""
-        if not self._in_thought:
-            return ""
-        self._in_thought = False
-        return f"\n{CLOSE_TAG}\n\n"
 
 
 def _tool_calls(new: Mapping[str, Any]) -> Iterator[ToolCallDelta]:
@@ -253,7 +239,7 @@ def _tool_calls(new: Mapping[str, Any]) -> Iterator[ToolCallDelta]:
         yield ToolCallDelta(index=0, name=legacy.get("name"), arguments=legacy.get("arguments") or "")
 
 
-def _logprobs(given: Mapping[str, Any] | None) -> tuple[TokenLogprob, ...]:
+def read_logprobs(given: Mapping[str, Any] | None) -> tuple[TokenLogprob, ...]:
     """Of either kind of completion; a token known by its text alone has the id UNKNOWN_TOKEN."""
     if not given:
         return ()

@@ -5,6 +5,7 @@ Knows nothing of models or messages.
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import ipaddress
 import json
@@ -14,16 +15,20 @@ import ssl
 import time
 import urllib.request
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
 from typing import Any
 from urllib.parse import SplitResult, urlsplit
 
 from qwenkit._version import __version__
+from qwenkit.backends.event_stream import EventDecoder
 from qwenkit.core.errors import InputError, PromptTooLongError, QwenkitError, RemoteError
 
-_ENDPOINTS = re.compile(r"/v1(/chat/completions|/completions|/embeddings|/models)?$")
-_TOO_LONG = re.compile(r"context.?(length|size|window)|maximum context|prompt (is )?too long", re.IGNORECASE)
+_TOO_LONG = re.compile(
+    r"context.?(length|size|window)|context holds|maximum context|prompt (is )?too long|range of input length",
+    re.IGNORECASE,
+)
+_NO_MODEL = re.compile(r"model.{0,200}not (exist|found)", re.IGNORECASE)
 
 
 class StatusError(RemoteError):
@@ -35,16 +40,45 @@ class StatusError(RemoteError):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Api:
+    """What servers of one kind have in common."""
+
+    name: str
+    """What such a server is called."""
+    root: str
+    """Path of its API below a server's address."""
+    endpoints: re.Pattern[str]
+    """The end of an address that is not part of the server's own."""
+    key_variable: str
+    """The environment variable that holds a key."""
+    models: str
+    """Where the names of models are found."""
+    headers: Mapping[str, str] = field(default_factory=dict)
+    """Sent with every request."""
+
+
+OPENAI = Api(
+    name="an OpenAI-compatible server",
+    root="/v1",
+    endpoints=re.compile(r"/v1(/chat/completions|/completions|/embeddings|/models)?$"),
+    key_variable="QWENKIT_API_KEY",
+    models="{url}/v1/models lists what it has",
+)
+"""What most servers speak."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Server:
     """Where a server is and how to talk to it. Make one with ``parse_server``."""
 
     url: str
-    """Address without the /v1 and without a slash at its end, for people too."""
+    """Address without the path of the API and without a slash at its end, for people too."""
     scheme: str
     host: str
     port: int
     base: str
-    """Path before /v1."""
+    """Path before that of the API."""
+    api: Api = OPENAI
     api_key: str | None = None
     tls: ssl.SSLContext | None = None
     """Which certificates are trusted; None for plain http."""
@@ -54,13 +88,16 @@ class Server:
     def headers(self) -> dict[str, str]:
         """What every request carries."""
         headers = {"Accept": "text/event-stream, application/json", "User-Agent": f"qwenkit/{__version__}"}
+        headers |= self.api.headers
         if self.api_key:
             headers["Authorization"] = f"Bearer {self.api_key}"
         return headers
 
 
-def parse_server(url: str, *, api_key: str | None = None, timeout: float = 600.0) -> Server:
-    """The server at ``url``: http://host:port, with or without /v1 and slashes after it; http:// may be left out.
+def parse_server(
+    url: str, *, api_key: str | None = None, timeout: float = 600.0, api: Api = OPENAI
+) -> Server:
+    """The server at ``url``: http://host:port, with or without the API's path after it; http:// may be left out.
 
     Raises:
         InputError: the address or the key is none.
@@ -72,20 +109,23 @@ def parse_server(url: str, *, api_key: str | None = None, timeout: float = 600.0
     except ValueError as error:
         raise InputError(f"{url!r} is not a server's address ({error}); write http://host:port") from None
     if parts.scheme not in ("http", "https") or not host or parts.query or parts.fragment:
-        raise InputError(f"{url!r} is not a server's address; write http://host:port or https://host/v1")
+        raise InputError(
+            f"{url!r} is not a server's address; write http://host:port or https://host{api.root}"
+        )
     if parts.username is not None:
         raise InputError("a server's address with user name or password is not used; give an API key instead")
     if api_key is not None and not (api_key.isascii() and api_key.isprintable()):
         raise InputError("the API key holds characters that cannot be sent; check for line ends and blanks")
     if not timeout > 0:
         raise InputError(f"timeout={timeout!r} is not possible; use seconds above 0")
-    base = _ENDPOINTS.sub("", parts.path.rstrip("/")).rstrip("/")
+    base = api.endpoints.sub("", parts.path.rstrip("/")).rstrip("/")
     return Server(
         url=f"{parts.scheme}://{parts.netloc}{base}",
         scheme=parts.scheme,
         host=host,
         port=port or (443 if parts.scheme == "https" else 80),
         base=base,
+        api=api,
         api_key=api_key or None,
         tls=ssl.create_default_context() if parts.scheme == "https" else None,
         timeout=timeout,
@@ -175,14 +215,14 @@ def status_sentence(
     status: int, message: str, server: Server, path: str, retry_after: str | None = None
 ) -> str:
     """What an answer with an error status means."""
-    url, why = server.url, f" ({one_line(message)})" if message else ""
+    url, api, why = server.url, server.api, f" ({one_line(message)})" if message else ""
     if status in (401, 403):
-        cure = "check the API key" if server.api_key else "give an API key, or set QWENKIT_API_KEY"
+        cure = "check the API key" if server.api_key else f"give an API key, or set {api.key_variable}"
         return f"{url} refuses access with status {status}{why}; {cure}"
-    if status == 404 and "model" in message.lower():
-        return f"{url} does not have this model{why}; {url}/v1/models lists what it has"
+    if (status == 404 and "model" in message.lower()) or (status == 400 and _NO_MODEL.search(message)):
+        return f"{url} does not have this model{why}; {api.models.format(url=url)}"
     if status in (404, 405):
-        return f"{url} has no /v1/{path}{why}; give the address of an OpenAI-compatible server"
+        return f"{url} has no {api.root}/{path}{why}; give the address of {api.name}"
     if status == 429:
         later = f"in {retry_after} seconds" if retry_after and retry_after.isdigit() else "later"
         return f"{url} has too many requests{why}; try again {later}, or ask for less at once"
@@ -192,11 +232,12 @@ def status_sentence(
 
 
 def message_of_body(data: bytes) -> str:
-    """The error message in a body: of an OpenAI error object, or the beginning of the text."""
-    try:
-        found = message_of(json.loads(data))
-    except (ValueError, RecursionError):
-        found = ""
+    """The error message in a body: of an error object, by itself or as an event, or the beginning of the text."""
+    decoder = EventDecoder()
+    found = ""
+    for each in (data, *decoder.feed(data), *decoder.flush()):
+        with contextlib.suppress(ValueError, RecursionError):
+            found = found or message_of(json.loads(each))
     return found or ("" if data.lstrip()[:1] == b"<" else excerpt(data))
 
 

@@ -54,7 +54,8 @@ def chat(
 
     [bold]qwenkit chat "why is the sky blue?"[/] answers once;
     [bold]cat file | qwenkit chat "summarise"[/] adds the file to the question;
-    [bold]qwenkit chat --server http://localhost:8000[/] talks to a model that runs elsewhere.
+    [bold]qwenkit chat --server http://localhost:8000[/] talks to a model that runs elsewhere;
+    [bold]qwenkit chat -m dashscope:qwen-plus[/] to one of DashScope, with the key in DASHSCOPE_API_KEY.
     """
     texts = choose(lang)
     params = sampling.to_params()
@@ -87,6 +88,8 @@ def _open(
     texts: Texts,
 ) -> LLM:
     if server.server is None:
+        if loading.is_elsewhere(model.model):
+            return loading.open_elsewhere(model, speculation, api_key=server.api_key)
         if server.api_key is not None:
             raise InputError("--api-key is for a server; give --server URL with it")
         return loading.open_llm(model, speculation=speculation, texts=texts)

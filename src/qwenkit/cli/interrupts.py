@@ -1,11 +1,12 @@
 """Ctrl-C while a reply streams: before the first token it stops at once, later after the token being made.
 
-A second press always stops at once.
+A second press always stops at once. Also what SIGTERM does to the first process of a container.
 """
 
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import sys
 from collections.abc import Iterator
@@ -29,6 +30,21 @@ class Stop:
         if self.is_asked or not self.is_gentle:
             raise KeyboardInterrupt
         self.is_asked = True
+
+
+def end_on_sigterm() -> None:
+    """Gives SIGTERM its usual meaning also where this is the first process of a container.
+
+    The kernel does nothing to such a process on a signal that it has no handler for, so stopping a container that still
+    loads its model would take until it is killed.
+    """
+    if os.getpid() == 1:
+        signal.signal(signal.SIGTERM, _exit)
+
+
+def _exit(signum: int, frame: FrameType | None) -> None:
+    # At once, as elsewhere; an exception could be swallowed by whatever is being imported.
+    os._exit(128 + signum)
 
 
 @contextlib.contextmanager

@@ -77,8 +77,10 @@ def open_llm(
     cache_memory: int | None = None,
     texts: Texts = EN,
 ) -> LLM:
-    """Fetches and loads the model that the options name."""
+    """Fetches and loads the model that the options name, or reaches it where it runs."""
     speculation = speculation or SpeculativeOptions()
+    if is_elsewhere(options.model):
+        return open_elsewhere(options, speculation)
     fetch_with_base(options.model)
     with spinner(texts.loading.format(model=options.model)) as on_progress:
         from qwenkit.llm import LLM
@@ -102,6 +104,46 @@ def open_llm(
         )
 
 
+def is_elsewhere(model: str) -> bool:
+    """Whether the name of a model says that a service runs it."""
+    from qwenkit.backends.dashscope_http import is_dashscope
+
+    return is_dashscope(model)
+
+
+def open_elsewhere(
+    options: ModelOptions, speculation: SpeculativeOptions, *, api_key: str | None = None
+) -> LLM:
+    """Reaches the model of a service, which the name says.
+
+    Raises:
+        InputError: an option that only a model in this process can honour, or a key is missing.
+    """
+    refuse_local(options, speculation)
+    from qwenkit.backends.dashscope_http import open_dashscope
+    from qwenkit.llm import LLM
+
+    # The command line shows thought as a model writes it, between tags.
+    return LLM.from_backend(open_dashscope(options.model, api_key=api_key, inline_reasoning=True))
+
+
+def refuse_local(*groups: Any, cure: str = "leave it out") -> None:
+    """Refuses options that say how a model in this process should run.
+
+    Args:
+        groups: of options; the name of the model is no such option.
+        cure: what to do about one.
+
+    Raises:
+        InputError: one is not as it is without being given.
+    """
+    for group in groups:
+        for item in dataclasses.fields(group):
+            if item.name != "model" and getattr(group, item.name) != item.default:
+                option = f"--{item.name.replace('_', '-')}"
+                raise InputError(f"{option} is for a model in this process; {cure}")
+
+
 def open_remote(
     server: ServerOptions, options: ModelOptions, *, speculation: SpeculativeOptions, is_model_named: bool
 ) -> LLM:
@@ -117,15 +159,7 @@ def open_remote(
         InputError: an option that only a model in this process can honour.
         RemoteError: the server is not reached.
     """
-    given: list[tuple[ModelOptions | SpeculativeOptions, dataclasses.Field[Any]]]
-    given = [(options, item) for item in dataclasses.fields(options) if item.name != "model"]
-    given += [(speculation, item) for item in dataclasses.fields(speculation)]
-    for group, item in given:
-        if getattr(group, item.name) != item.default:
-            option = f"--{item.name.replace('_', '-')}"
-            raise InputError(
-                f"{option} is for a model in this process; leave it out, or start the server with it"
-            )
+    refuse_local(options, speculation, cure="leave it out, or start the server with it")
     from qwenkit.backends.openai_http import open_openai
     from qwenkit.llm import LLM
 

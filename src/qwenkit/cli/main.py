@@ -18,6 +18,7 @@ from qwenkit.cli.doctor import doctor
 from qwenkit.cli.finetune import finetune
 from qwenkit.cli.generate import generate
 from qwenkit.cli.inspect_model import inspect_model
+from qwenkit.cli.interrupts import end_on_sigterm
 from qwenkit.cli.merge import merge
 from qwenkit.cli.perplexity import perplexity
 from qwenkit.cli.pull import pull
@@ -156,6 +157,7 @@ def _flush(code: int | str | None) -> int | str | None:
 
 def run() -> None:
     """Runs the command line of this process and exits."""
+    end_on_sigterm()
     _prepare_streams()
     code: int | str | None = 0
     try:

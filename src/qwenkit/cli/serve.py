@@ -132,6 +132,10 @@ class HttpOptions:
         str | None,
         _server("--protocols", metavar="NAMES", text="What is spoken, such as openai; all unless given."),
     ] = None
+    store_responses: Annotated[
+        int,
+        _server("--store-responses", metavar="N", text="Most responses kept for clients; 0 keeps none."),
+    ] = 1000
 
     def to_server_options(self, *, has_access_log: bool) -> ServerOptions:
         """The same as the server wants it.
@@ -162,6 +166,7 @@ class HttpOptions:
             stall_timeout=self.stall_timeout,
             drain_timeout=self.drain_timeout,
             allow_lora_loading=self.allow_lora_loading,
+            store_responses=self.store_responses,
             has_access_log=has_access_log,
             protocols=tuple(name.strip() for name in (self.protocols or "").split(",") if name.strip()),
         )
@@ -258,6 +263,11 @@ def _adapter(text: str) -> tuple[str, str]:
 
 
 def _open(model: ModelOptions, speculation: SpeculativeOptions, engine: EngineOptions) -> Backend:
+    if loading.is_elsewhere(model.model):
+        from qwenkit.backends.dashscope_http import open_dashscope
+
+        loading.refuse_local(model, speculation, engine)
+        return open_dashscope(model.model)
     loading.fetch_with_base(model.model)
     with loading.spinner(EN.loading.format(model=model.model)) as on_progress:
         from qwenkit.backends.opening import open_local
@@ -289,8 +299,9 @@ def _open(model: ModelOptions, speculation: SpeculativeOptions, engine: EngineOp
 def _summary(backend: Backend, options: ServerOptions, engine: EngineOptions, url: str) -> list[str]:
     """What runs, with which limits, and where."""
     keys = f"{len(options.api_keys)} keys" if options.api_keys else "no key needed"
+    is_here = backend.info.dtype != "remote"
     limits = [
-        f"{engine.max_batch_size} replies together, {engine.max_queue} waiting",
+        *([f"{engine.max_batch_size} replies together, {engine.max_queue} waiting"] if is_here else []),
         f"bodies up to {options.max_body_bytes / _MIB:g} MB",
         keys,
     ]
@@ -314,7 +325,9 @@ def _cache(info: BackendInfo) -> list[str]:
 
 def describe(info: BackendInfo) -> str:
     """One line on a model and how it runs."""
-    facts = [info.model, info.dtype, info.device, f"context {info.context_length}"]
+    facts = [info.model, info.dtype, info.device]
+    if info.context_length:  # not every service says
+        facts.append(f"context {info.context_length}")
     for name in ("base", "format", "quantisation", "head", "kernels", "threads"):
         value = info.details.get(name)
         if value not in (None, info.dtype):  # a head like the rest needs no word

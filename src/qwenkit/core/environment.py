@@ -5,6 +5,8 @@ QWENKIT_HOME       where the chat history lives; else qwenkit in XDG_DATA_HOME, 
 QWENKIT_ISA        instruction set of the CPU kernels: amx, avx512, avx2, portable, or reference for plain torch
 QWENKIT_API_KEY    key that is sent to a server; else OPENAI_API_KEY
 QWENKIT_API_KEYS   keys that `qwenkit serve` accepts, between commas
+DASHSCOPE_API_KEY  key that is sent to DashScope for models named dashscope:NAME
+DASHSCOPE_HTTP_BASE_URL  where DashScope is; else https://dashscope.aliyuncs.com/api/v1
 QWENKIT_TRACEBACK  1 prints the traceback of an error of the command line
 LOCAL_RANK         set by torchrun and other launchers of several processes
 """
@@ -43,6 +45,16 @@ def forced_isa() -> str | None:
 def api_key() -> str | None:
     """The key to send to a server when none is given; None: none."""
     return os.environ.get("QWENKIT_API_KEY") or os.environ.get("OPENAI_API_KEY") or None
+
+
+def dashscope_api_key() -> str | None:
+    """The key to send to DashScope when none is given; None: none."""
+    return os.environ.get("DASHSCOPE_API_KEY", "").strip() or None
+
+
+def dashscope_url() -> str:
+    """Where DashScope is."""
+    return os.environ.get("DASHSCOPE_HTTP_BASE_URL", "").strip() or "https://dashscope.aliyuncs.com/api/v1"
 
 
 def server_api_keys() -> tuple[str, ...]:

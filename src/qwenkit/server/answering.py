@@ -12,7 +12,7 @@ from qwenkit.core.types import Delta, Request
 from qwenkit.server.exchange import Exchange
 from qwenkit.server.generation import Generation
 from qwenkit.server.service import Service
-from qwenkit.server.sse import Encoder, EventStream, to_json
+from qwenkit.server.sse import EVENTS, Encoder, EventStream, to_json
 
 
 class Collector(Protocol):
@@ -21,7 +21,7 @@ class Collector(Protocol):
     def feed(self, deltas: Sequence[tuple[int, Delta]]) -> object:
         """Takes what is new."""
 
-    def value(self) -> dict[str, Any]:
+    def value(self) -> Any:
         """The answer, once all has come."""
 
 
@@ -40,6 +40,7 @@ async def stream_answer(
     http: HttpRequest,
     build: Callable[[], Sequence[Request]],
     encoder: Callable[[Generation], Encoder],
+    media_type: str = EVENTS,
 ) -> Response:
     """A stream; it begins once there is something to send, so that earlier errors have their own status.
 
@@ -48,6 +49,7 @@ async def stream_answer(
         http: the request, its body read.
         build: makes the prompts, in another thread.
         encoder: makes what writes the events.
+        media_type: what that writes.
     """
     watch = service.watch(http.receive)
     generation = None
@@ -59,7 +61,7 @@ async def stream_answer(
             generation.abort()
         watch.close()
         raise
-    return EventStream(encoder(generation), generation, first, watch)
+    return EventStream(encoder(generation), generation, first, watch, media_type)
 
 
 async def whole_answer(
@@ -70,7 +72,7 @@ async def whole_answer(
 ) -> Response:
     """An answer at once; arguments as for `stream_answer`."""
 
-    async def collect() -> dict[str, Any]:
+    async def collect() -> Any:
         generation = await service.generate(build, Exchange.of(http.scope))
         try:
             parts = collector(generation)

@@ -11,6 +11,7 @@ from pydantic.json_schema import models_json_schema
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
+from starlette.routing import Match, Route
 
 from qwenkit._version import __version__
 from qwenkit.backends.base import Backend
@@ -65,12 +66,14 @@ def create_app(
     app = FastAPI(title="qwenkit", version=__version__, docs_url=None, redoc_url=None, redirect_slashes=False)
     app.state.service = service
     protocols = chosen(service.options.protocols)
+    service.aliases = frozenset(name for protocol in protocols for name in protocol.model_names)
     pages = pages or {}
     paths = Paths(protocols, pages)
     app.state.paths = paths
     for path, handler in pages.items():
         app.add_route(path, handler, methods=["GET"], include_in_schema=False)
-    _add_all(app, protocols, has_keys=bool(service.options.api_keys))
+    done = {(path, method) for path in pages for method in ("GET", "HEAD")}
+    _add_all(app, protocols, done, has_keys=bool(service.options.api_keys))
     for kind in (ApiError, QwenkitError, HTTPException, ClientGone, Exception):
         app.add_exception_handler(kind, _answer_error)
     components: dict[str, Any] = {}
@@ -90,9 +93,10 @@ def create_app(
     return Gate(app, service, paths, OPEN_PATHS | pages.keys())
 
 
-def _add_all(app: FastAPI, protocols: Sequence[Protocol], *, has_keys: bool) -> None:
-    """Protocols may share an endpoint; the first that names it describes it."""
-    done = set()
+def _add_all(
+    app: FastAPI, protocols: Sequence[Protocol], done: set[tuple[str, str]], *, has_keys: bool
+) -> None:
+    """Protocols may share an endpoint; the first that names it describes it, and pages go before all."""
     for protocol in protocols:
         for endpoint in protocol.endpoints:
             if (endpoint.path, endpoint.method) not in done:
@@ -110,7 +114,8 @@ def _add(app: FastAPI, endpoint: Endpoint, protocol: Protocol, *, needs_key: boo
             {"name": name, "in": "path", "required": True, "schema": {"type": "string"}} for name in names
         ]
     errors: dict[int | str, dict[str, Any]] = {
-        status: {"model": protocol.error_model, "description": text} for status, text in _ERRORS.items()
+        status: {"model": protocol.error_model, "description": text}
+        for status, text in {**_ERRORS, **protocol.errors}.items()
     }
     success = {"description": "Done.", "content": {kind: {} for kind in endpoint.media_types}}
     app.add_api_route(
@@ -152,8 +157,15 @@ def _routing_error(http: Request, error: HTTPException) -> ApiError:
             404, f"there is nothing at {path!r:.200}{hint or '; see /openapi.json'}", code="not_found"
         )
     if error.status_code == 405:
-        headers = dict(error.headers or {})
-        allowed = headers.get("Allow") or headers.get("allow") or "another method"
+        allowed = ", ".join(_methods_at(http)) or "another method"
         message = f"{http.method} is not possible at {path!r:.200}; use {allowed}"
-        return ApiError(405, message, code="method_not_allowed", headers=headers)
+        return ApiError(405, message, code="method_not_allowed", headers={"allow": allowed})
     return ApiError(error.status_code, str(error.detail), headers=dict(error.headers or {}))
+
+
+def _methods_at(http: Request) -> list[str]:
+    """The methods of a path, which may have several routes."""
+    routes = [
+        r for r in http.app.routes if isinstance(r, Route) and r.matches(http.scope)[0] is Match.PARTIAL
+    ]
+    return sorted({method for route in routes for method in route.methods or ()})

@@ -8,8 +8,8 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-from collections.abc import Iterator
-from typing import Any, TypeVar
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, TypeAlias, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 from starlette.requests import ClientDisconnect, Request
@@ -19,8 +19,12 @@ from qwenkit.server.errors import ApiError, ClientGone, refuse
 from qwenkit.server.exchange import Exchange
 
 M = TypeVar("M", bound="Body")
+Refusals: TypeAlias = Mapping[str, tuple[tuple[Any, ...], str]]
+"""Fields that would change the answer and are not offered: harmless values, and what to say to others."""
 _MAX_DEPTH = 200
 _LARGE = 2**16
+_UNNAMED = ("", "application/x-www-form-urlencoded")
+"""What clients call a body that nobody told them the type of."""
 _HALF = re.compile(r"\\u[dD][89a-fA-F]")
 
 
@@ -30,26 +34,53 @@ class Body(BaseModel):
     model_config = ConfigDict(extra="allow", strict=True)
 
 
-async def read_body(request: Request, model: type[M], max_bytes: int) -> M:
+async def read_body(request: Request, model: type[M], max_bytes: int, *, any_type: bool = False) -> M:
     """The body of a request; fields without effect are noted for the answer's header.
+
+    Args:
+        request: to be read.
+        model: what is in it.
+        max_bytes: that it may have.
+        any_type: whether clients that are no web pages may call JSON a form, as curl does by itself.
 
     Raises:
         ApiError: it is too large, not JSON, or does not fit the model.
     """
-    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if kind != "application/json" and not (kind.startswith("application/") and kind.endswith("+json")):
-        # Also keeps web pages of other origins out: for this type browsers ask first.
-        message = (
-            f"the content type {kind!r:.80} is not read here; send JSON with Content-Type: application/json"
-        )
-        raise ApiError(415, message, code="unsupported_media_type")
+    return await read_some_body(request, lambda _: model, max_bytes, any_type=any_type)
+
+
+async def read_some_body(
+    request: Request,
+    choose: Callable[[dict[str, Any]], type[M]],
+    max_bytes: int,
+    *,
+    any_type: bool = False,
+) -> M:
+    """The same for a path that bodies of several kinds are sent to; ``choose`` looks at one and says which it is."""
+    _check_type(request, any_type=any_type)
     data = await _read(request, max_bytes)
     if len(data) > _LARGE:
-        body = await asyncio.to_thread(lambda: parse_body(model, parse_json(data)))
+        body = await asyncio.to_thread(_parse, data, choose)
     else:
-        body = parse_body(model, parse_json(data))
+        body = _parse(data, choose)
     Exchange.of(request.scope).ignored_fields = list(extra_fields(body))
     return body
+
+
+def _parse(data: bytes, choose: Callable[[dict[str, Any]], type[M]]) -> M:
+    value = parse_json(data)
+    return parse_body(choose(value), value)
+
+
+def _check_type(request: Request, *, any_type: bool) -> None:
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind == "application/json" or (kind.startswith("application/") and kind.endswith("+json")):
+        return
+    # Keeps web pages of other origins out: for JSON browsers ask first. Other clients do not tell an origin.
+    if any_type and kind in _UNNAMED and "origin" not in request.headers:
+        return
+    message = f"the content type {kind!r:.80} is not read here; send JSON with Content-Type: application/json"
+    raise ApiError(415, message, code="unsupported_media_type")
 
 
 async def _read(request: Request, max_bytes: int) -> bytes:
@@ -199,6 +230,18 @@ def _path(loc: tuple[int | str, ...], data: Any, *, is_missing: bool) -> tuple[t
 def _dotted(path: tuple[int | str, ...]) -> str:
     text = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path)
     return text.removeprefix(".") or "body"
+
+
+def refuse_fields(body: Body, refusals: Refusals, prefix: str = "") -> None:
+    """Refuses fields that a body's model does not know because nobody can honour them.
+
+    Raises:
+        ApiError: there is one, and its value is not harmless.
+    """
+    for name, value in (body.model_extra or {}).items():
+        harmless, sentence = refusals.get(name, ((value,), ""))
+        if value is not None and value not in harmless:
+            raise refuse(sentence, f"{prefix}{name}", "unsupported_field")
 
 
 def extra_fields(body: BaseModel, prefix: str = "") -> Iterator[str]:

@@ -17,6 +17,7 @@ from qwenkit.chat.tools import ToolChoice
 from qwenkit.core.errors import did_you_mean
 from qwenkit.core.types import Message, Request, SamplingParams, ToolSpec
 from qwenkit.server.errors import refuse
+from qwenkit.tokenizer.base import Segment
 
 MAX_TOOLS = 128
 
@@ -124,17 +125,35 @@ class ChatPlan:
             parallel=use.parallel,
         )
 
+    def count_tokens(self) -> int:
+        """Tokens of the prompt. Runs in another thread.
+
+        Raises:
+            ApiError: the model runs elsewhere, where nobody can be asked.
+            QwenkitError: the conversation does not fit the template.
+        """
+        segments, tokenizer = self._segments(), self._backend.tokenizer
+        if segments is None or tokenizer is None:
+            raise refuse(
+                "the model runs elsewhere, so its tokens cannot be counted here", code="no_tokenizer"
+            )
+        return len(tokenizer.encode_segments(segments))
+
     def _opens_thought(self) -> bool:
-        template, tokenizer, wanted = self._template, self._backend.tokenizer, self._conversation
-        if template is None or tokenizer is None:
-            return False
-        segments = template.render(
+        segments, tokenizer = self._segments(), self._backend.tokenizer
+        return segments is not None and tokenizer is not None and opens_thought(segments, tokenizer)
+
+    def _segments(self) -> list[Segment] | None:
+        """The prompt; None where there is no template."""
+        wanted = self._conversation
+        if self._template is None:
+            return None
+        return self._template.render(
             wanted.messages,
             tools=wanted.use.tools,
             continue_final=wanted.continue_final,
             **wanted.template_options,
         )
-        return opens_thought(segments, tokenizer)
 
     def _params(self) -> SamplingParams:
         """Sampling that stops where the format of calls wants it, and writes a call where one is required."""

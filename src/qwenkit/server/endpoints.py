@@ -3,7 +3,36 @@
 from __future__ import annotations
 
 from qwenkit.core.errors import InputError, did_you_mean
-from qwenkit.server import openai_models, system_api, tokens_api
+from qwenkit.server import (
+    anthropic,
+    anthropic_shapes,
+    dashscope,
+    dashscope_reply,
+    generate_api,
+    models_api,
+    ollama,
+    ollama_models,
+    ollama_reply,
+    openai_models,
+    responses,
+    responses_stored,
+    system_api,
+    tgi,
+    tgi_shapes,
+    tokens_api,
+    vllm_demo_reply,
+)
+from qwenkit.server.anthropic_schema import AnthropicErrorBody, CountTokensBody, MessagesBody
+from qwenkit.server.dashscope_schema import DashScopeBody, DashScopeEmbeddingBody, DashScopeError
+from qwenkit.server.ollama_schema import (
+    OllamaChangeBody,
+    OllamaChatBody,
+    OllamaEmbedBody,
+    OllamaEmbeddingsBody,
+    OllamaErrorBody,
+    OllamaGenerateBody,
+    OllamaShowBody,
+)
 from qwenkit.server.openai_chat import chat_completions
 from qwenkit.server.openai_completions import completions
 from qwenkit.server.openai_embeddings import embeddings
@@ -16,7 +45,10 @@ from qwenkit.server.openai_schema import (
     UnloadAdapterBody,
 )
 from qwenkit.server.openai_shapes import error_body
-from qwenkit.server.protocol import STREAMED, Endpoint, Protocol
+from qwenkit.server.protocol import JSON, LINES_OR_JSON, STREAMED, Endpoint, Protocol
+from qwenkit.server.responses_schema import InputTokensBody, ResponsesBody
+from qwenkit.server.tgi_schema import TgiBody, TgiErrorBody
+from qwenkit.server.vllm_demo_schema import DemoBody, DemoErrorBody
 
 SYSTEM = Protocol(
     name="system",
@@ -38,15 +70,98 @@ OPENAI = Protocol(
         Endpoint("/v1/chat/completions", chat_completions, ChatBody, STREAMED),
         Endpoint("/v1/completions", completions, CompletionBody, STREAMED),
         Endpoint("/v1/embeddings", embeddings, EmbeddingBody),
-        Endpoint("/v1/models", openai_models.list_models),
-        Endpoint("/v1/models/{model:path}", openai_models.show_model),
+        Endpoint("/v1/models", models_api.list_models),
+        Endpoint("/v1/models/{model:path}", models_api.show_model),
         Endpoint("/v1/load_lora_adapter", openai_models.load_adapter, LoadAdapterBody),
         Endpoint("/v1/unload_lora_adapter", openai_models.unload_adapter, UnloadAdapterBody),
     ),
     render_error=error_body,
     error_model=ErrorBody,
 )
-PROTOCOLS: tuple[Protocol, ...] = (OPENAI,)
+ANTHROPIC = Protocol(
+    name="anthropic",
+    endpoints=(
+        Endpoint("/v1/messages", anthropic.messages, MessagesBody, STREAMED),
+        Endpoint("/v1/messages/count_tokens", anthropic.count_tokens, CountTokensBody),
+        Endpoint("/v1/models", models_api.list_models),
+        Endpoint("/v1/models/{model:path}", models_api.show_model),
+    ),
+    render_error=anthropic_shapes.error_body,
+    error_model=AnthropicErrorBody,
+    prefixes=("/v1/messages",),
+)
+DASHSCOPE = Protocol(
+    name="dashscope",
+    endpoints=(
+        Endpoint(
+            "/api/v1/services/aigc/text-generation/generation", dashscope.generation, DashScopeBody, STREAMED
+        ),
+        Endpoint(
+            "/api/v1/services/embeddings/text-embedding/text-embedding",
+            dashscope.embedding,
+            DashScopeEmbeddingBody,
+        ),
+    ),
+    render_error=dashscope_reply.error_body,
+    error_model=DashScopeError,
+    prefixes=("/api/v1/",),
+)
+TGI = Protocol(
+    name=generate_api.TGI,
+    endpoints=(
+        Endpoint("/generate", generate_api.generate, TgiBody, (*STREAMED, "application/octet-stream")),
+        Endpoint("/generate_stream", tgi.generate_stream, TgiBody, STREAMED),
+        Endpoint("/", tgi.compat_generate, TgiBody, STREAMED),
+        Endpoint("/info", tgi.info),
+    ),
+    render_error=tgi_shapes.error_body,
+    error_model=TgiErrorBody,
+    errors=tgi_shapes.ERRORS,
+    model_names=("tgi", "dummy"),
+)
+VLLM_DEMO = Protocol(
+    name=generate_api.VLLM_DEMO,
+    endpoints=(Endpoint("/generate", generate_api.generate, DemoBody, (*JSON, "application/octet-stream")),),
+    render_error=vllm_demo_reply.error_body,
+    error_model=DemoErrorBody,
+)
+OLLAMA = Protocol(
+    name="ollama",
+    endpoints=(
+        Endpoint("/api/chat", ollama.chat, OllamaChatBody, LINES_OR_JSON),
+        Endpoint("/api/generate", ollama.generate, OllamaGenerateBody, LINES_OR_JSON),
+        Endpoint("/api/embed", ollama_models.embed, OllamaEmbedBody),
+        Endpoint("/api/embeddings", ollama_models.embeddings, OllamaEmbeddingsBody),
+        Endpoint("/api/show", ollama_models.show, OllamaShowBody),
+        *(Endpoint("/api/tags", ollama_models.tags, verb=verb) for verb in ("GET", "HEAD")),
+        *(Endpoint("/api/version", ollama_models.version, verb=verb) for verb in ("GET", "HEAD")),
+        Endpoint("/api/ps", ollama_models.ps),
+        *(
+            Endpoint(f"/api/{name}", ollama_models.change, OllamaChangeBody)
+            for name in ("pull", "push", "create", "copy")
+        ),
+        Endpoint("/api/delete", ollama_models.change, OllamaChangeBody, verb="DELETE"),
+        *(Endpoint("/", ollama_models.running, None, ("text/plain",), verb) for verb in ("GET", "HEAD")),
+    ),
+    render_error=ollama_reply.error_body,
+    error_model=OllamaErrorBody,
+    prefixes=("/api/",),
+)
+RESPONSES = Protocol(
+    name="responses",
+    endpoints=(
+        Endpoint("/v1/responses", responses.create, ResponsesBody, STREAMED),
+        Endpoint("/v1/responses/input_tokens", responses.input_tokens, InputTokensBody),
+        Endpoint("/v1/responses/{id}", responses_stored.retrieve, media_types=STREAMED),
+        Endpoint("/v1/responses/{id}", responses_stored.delete, verb="DELETE"),
+        Endpoint("/v1/responses/{id}/cancel", responses_stored.cancel, verb="POST"),
+        Endpoint("/v1/responses/{id}/input_items", responses_stored.input_items),
+    ),
+    render_error=error_body,
+    error_model=ErrorBody,
+    prefixes=("/v1/responses",),
+)
+PROTOCOLS: tuple[Protocol, ...] = (OPENAI, RESPONSES, ANTHROPIC, DASHSCOPE, TGI, VLLM_DEMO, OLLAMA)
 """Those that can be chosen; all are on unless some are named."""
 
 

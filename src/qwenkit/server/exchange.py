@@ -22,6 +22,8 @@ class Exchange:
 
     request_id: str
     started: float = field(default_factory=time.perf_counter)
+    key: bytes | None = field(default=None, repr=False)
+    """The API key it came with, where keys are needed: what one stores, another must not see."""
     status: int = 0
     """Of the answer; 0 until it has begun."""
     prompt_tokens: int | None = None

@@ -26,7 +26,9 @@ _log = logging.getLogger("qwenkit.server")
 _access_log = logging.getLogger("qwenkit.access")
 OPEN_PATHS = frozenset({"/health", "/metrics"})
 """Answered without a key and while the server stops, so that supervisors can look."""
-_EXPOSED = b"x-request-id, x-ignored-fields, retry-after"
+_EXPOSED = b"x-request-id, request-id, x-ignored-fields, retry-after"
+_ID_HEADERS = (b"x-request-id", b"request-id")
+"""Clients of OpenAI's protocol look for the first, those of Anthropic's for the second."""
 _MAX_HEADER = 2000
 _KEY_HEADER = b"x-api-key"
 """Where clients of Anthropic's protocol send theirs."""
@@ -39,7 +41,7 @@ class Gate:
         app: what is behind.
         service: shared state of the server.
         paths: known paths, for counting (others count together) and for the shape of errors.
-        open_paths: answered without a key, in any state of the server, and not logged.
+        open_paths: looked at without a key, in any state of the server, and without a line in the log.
     """
 
     def __init__(
@@ -65,7 +67,7 @@ class Gate:
         try:
             if _is_preflight(scope, headers):
                 await self._preflight(headers, answer)
-            elif (refusal := self._refusal(scope["path"], headers)) is not None:
+            elif (refusal := self._refusal(scope, headers, exchange)) is not None:
                 await self._fail(refusal, answer)
             else:
                 await self._app(scope, receive, answer)
@@ -82,20 +84,26 @@ class Gate:
         """The body of an error about a request whose path is not known."""
         return self._paths.find("")[1](error, "")
 
-    def _refusal(self, path: str, headers: dict[bytes, bytes]) -> ApiError | None:
-        if path in self._open:
+    def _is_open(self, scope: Scope) -> bool:
+        """Looking is open, not posting: a protocol may have an endpoint at the path of a page."""
+        return scope["path"] in self._open and scope["method"] in _LOOKING
+
+    def _refusal(self, scope: Scope, headers: dict[bytes, bytes], exchange: Exchange) -> ApiError | None:
+        if self._is_open(scope):
             return None
-        if self._keys and not self._has_key(headers):
+        exchange.key = self._key_in(headers)
+        if self._keys and exchange.key is None:
             message = "the API key is missing or wrong; send the header Authorization: Bearer KEY"
             return ApiError(401, message, code="invalid_api_key", headers={"www-authenticate": "Bearer"})
         return shutting_down() if self.service.is_draining else None
 
-    def _has_key(self, headers: dict[bytes, bytes]) -> bool:
+    def _key_in(self, headers: dict[bytes, bytes]) -> bytes | None:
+        """The key that a request shows; None where it shows no right one."""
         scheme, _, bearer = headers.get(b"authorization", b"").partition(b" ")
         given = [bearer.strip() if scheme.lower() == b"bearer" else b"", headers.get(_KEY_HEADER, b"")]
         # Every key is compared, so that time tells nothing about which one was nearly right.
-        matches = [hmac.compare_digest(each, key) for each in given for key in self._keys]
-        return any(matches)
+        matches = [(hmac.compare_digest(each, key), key) for each in given for key in self._keys]
+        return next((key for is_same, key in matches if is_same), None)
 
     def _cors(self, origin: bytes | None) -> list[Header]:
         if not self._origins:
@@ -142,7 +150,7 @@ class Gate:
         if exchange.completion_tokens is not None:
             self.service.metrics.whole.observe(seconds)
         self.service.metrics.count_request(_METHODS.get(scope["method"], "other"), name, status)
-        if self._options.has_access_log and path not in self._open:
+        if self._options.has_access_log and not self._is_open(scope):
             client = scope.get("client") or ("-", 0)
             _access_log.info(
                 "%s %s %s %s %d %.1fms prompt=%s completion=%s",
@@ -158,6 +166,7 @@ class Gate:
             )
 
 
+_LOOKING = frozenset({"GET", "HEAD"})
 _METHODS = {name: name for name in ("GET", "POST", "HEAD", "OPTIONS", "PUT", "DELETE", "PATCH")}
 
 
@@ -179,7 +188,7 @@ class _Answer:
             exchange = self.exchange
             exchange.status = message["status"]
             headers = [*message.get("headers", ()), *self.extra]
-            headers.append((b"x-request-id", exchange.request_id.encode()))
+            headers += [(name, exchange.request_id.encode()) for name in _ID_HEADERS]
             if exchange.ignored_fields:
                 headers.append((b"x-ignored-fields", _listed(exchange.ignored_fields)))
             message["headers"] = headers

@@ -6,6 +6,7 @@ Knows nothing of any protocol.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable, Sequence
 
 from qwenkit.backends.base import Backend, Job
@@ -41,6 +42,10 @@ class Generation:
         self._failure: BaseException | None = None
         self._open = 0
         self._last: dict[tuple[int, int], float] = {}
+        self.submitted: float | None = None
+        """When all of it was with the engine (time.perf_counter)."""
+        self.first_token: float | None = None
+        """When the first of all tokens came."""
 
     @property
     def is_done(self) -> bool:
@@ -72,6 +77,7 @@ class Generation:
         except BaseException:
             self.abort()
             raise
+        self.submitted = time.perf_counter()
         if self._is_aborted:
             self.abort()
 
@@ -105,6 +111,7 @@ class Generation:
         last = self._last.get(key)
         if last is None:
             self._metrics.first_token.observe(now - self._exchange.started)
+            self.first_token = self.first_token or now
         elif count := len(delta.token_ids):
             self._metrics.inter_token.observe((now - last) / count, count)
         self._last[key] = now

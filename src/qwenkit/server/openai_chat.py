@@ -13,18 +13,16 @@ from qwenkit.backends.base import Backend
 from qwenkit.core.types import SamplingParams
 from qwenkit.server.answering import stream_answer, whole_answer
 from qwenkit.server.bodies import read_body
-from qwenkit.server.conversation import ChatPlan, Conversation, check_chat, template_knows
+from qwenkit.server.conversation import ChatPlan, Conversation, check_chat
 from qwenkit.server.errors import refuse
 from qwenkit.server.exchange import Exchange
 from qwenkit.server.openai_chat_reply import ChatCollector, ChatEncoder, ChatShape
-from qwenkit.server.openai_fields import check_refused, constraint_of, sampling_params
+from qwenkit.server.openai_fields import check_refused, constraint_of, effort_options, sampling_params
 from qwenkit.server.openai_messages import is_legacy, read_messages, read_tools, template_options
 from qwenkit.server.openai_schema import ChatBody
 from qwenkit.server.openai_shapes import fingerprint
 from qwenkit.server.sampling import check_limit, check_logprobs, either
 from qwenkit.server.service import Service
-
-_EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh", "max")
 
 
 async def chat_completions(http: HttpRequest) -> Response:
@@ -68,19 +66,9 @@ def _conversation(body: ChatBody, service: Service, exchange: Exchange) -> Conve
 
 
 def _effort(body: ChatBody, backend: Backend, exchange: Exchange) -> dict[str, Any]:
-    """How hard the model should think, as far as its template can tell it."""
-    effort = body.reasoning_effort
-    if effort is None:
-        return {}
-    if effort not in _EFFORTS:
-        sentence = f"reasoning_effort={effort!r:.40} is unknown; use one of {', '.join(_EFFORTS)}"
-        raise refuse(sentence, "reasoning_effort", "invalid_value")
-    if template_knows(backend, "reasoning_effort"):
-        return {"reasoning_effort": effort}
-    if template_knows(backend, "enable_thinking"):
-        return {} if body.enable_thinking is not None else {"enable_thinking": effort != "none"}
-    exchange.ignored_fields.append("reasoning_effort")
-    return {}
+    """How hard the model should think, unless a field of ours says more clearly whether."""
+    options = effort_options(body.reasoning_effort, "reasoning_effort", backend, exchange.ignored_fields)
+    return {} if "enable_thinking" in options and body.enable_thinking is not None else options
 
 
 def _sampling(body: ChatBody, backend: Backend) -> SamplingParams:

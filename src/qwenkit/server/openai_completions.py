@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 from functools import partial
 
 from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 
-from qwenkit.core.errors import TokenizerError
 from qwenkit.core.types import Request
 from qwenkit.server.answering import stream_answer, whole_answer
 from qwenkit.server.bodies import read_body
@@ -20,7 +18,7 @@ from qwenkit.server.openai_schema import CompletionBody, Prompts
 from qwenkit.server.openai_shapes import fingerprint
 from qwenkit.server.sampling import check_logprobs, either
 from qwenkit.server.service import Service
-from qwenkit.tokenizer.base import Tokenizer
+from qwenkit.server.token_text import encode_raw as encode_raw
 
 MAX_PROMPTS = 2048
 _DEFAULT_MAX_TOKENS = 16
@@ -125,16 +123,3 @@ def split_prompts(given: Prompts, field: str) -> list[str | list[int]]:
     if len(prompts) > MAX_PROMPTS:
         raise refuse(f"{field} holds {len(prompts)}; use at most {MAX_PROMPTS}", field, "invalid_value")
     return prompts
-
-
-def encode_raw(tokenizer: Tokenizer | None, text: str, *, add_special: bool = True) -> Sequence[int]:
-    """Token ids of text that no template goes around; the start token comes first where the model wants one.
-
-    Raises:
-        TokenizerError: there is no tokenizer.
-    """
-    if tokenizer is None:
-        raise TokenizerError("the model has no tokenizer here; send token ids instead of text")
-    ids = tokenizer.encode(text)
-    bos = tokenizer.bos_token_id
-    return [bos, *ids] if add_special and tokenizer.add_bos and bos is not None else ids

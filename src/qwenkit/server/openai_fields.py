@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
+from qwenkit.backends.base import Backend
 from qwenkit.core.errors import InputError
 from qwenkit.core.types import Constraint, SamplingParams
-from qwenkit.server.bodies import Body
+from qwenkit.server.bodies import Body, Refusals, refuse_fields
+from qwenkit.server.conversation import template_knows
 from qwenkit.server.errors import refuse
 from qwenkit.server.openai_schema import ResponseFormatBody, SamplingBody, StructuredOutputsBody
-from qwenkit.server.sampling import either, make_sampling, texts
+from qwenkit.server.sampling import check_token_ids, either, make_sampling, read_logit_bias, texts
 
 _STORED = "replies are not stored here; leave store out"
-REFUSED: dict[str, tuple[tuple[Any, ...], str]] = {
+REFUSED: Refusals = {
     "audio": ((), "this model reads and writes text only; leave audio out"),
     "modalities": ((["text"],), 'this model answers with text only; use modalities ["text"] or leave it out'),
     "web_search_options": ((), "web search is not offered here; leave web_search_options out"),
@@ -26,7 +27,7 @@ REFUSED: dict[str, tuple[tuple[Any, ...], str]] = {
     "truncate_prompt_tokens": ((), "prompts are never truncated here; shorten the prompt yourself"),
     "service_tier": (("auto", "default"), 'there is one service tier; use "auto" or leave service_tier out'),
 }
-"""Fields that would change the answer and are not offered: harmless values, and what to say to others."""
+_EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh", "max")
 
 
 def check_refused(body: Body) -> None:
@@ -35,10 +36,7 @@ def check_refused(body: Body) -> None:
     Raises:
         ApiError: there is one.
     """
-    for name, value in (body.model_extra or {}).items():
-        harmless, sentence = REFUSED.get(name, ((value,), ""))
-        if value is not None and value not in harmless:
-            raise refuse(sentence, name, "unsupported_field")
+    refuse_fields(body, REFUSED)
 
 
 def sampling_params(
@@ -71,36 +69,19 @@ def sampling_params(
         repetition_penalty=body.repetition_penalty,
         frequency_penalty=body.frequency_penalty,
         presence_penalty=body.presence_penalty,
-        logit_bias=_logit_bias(body.logit_bias or {}, vocab_size),
+        logit_bias=read_logit_bias(body.logit_bias or {}, vocab_size),
         bad_words=texts(body.bad_words),
-        allowed_token_ids=_ids("allowed_token_ids", body.allowed_token_ids, vocab_size),
+        allowed_token_ids=check_token_ids("allowed_token_ids", body.allowed_token_ids, vocab_size),
         constraint=constraint,
         seed=body.seed,
         stop=body.stop,
-        stop_token_ids=_ids("stop_token_ids", body.stop_token_ids, vocab_size) or (),
+        stop_token_ids=check_token_ids("stop_token_ids", body.stop_token_ids, vocab_size) or (),
         ignore_eos=either(body.ignore_eos, False),
         include_stop=either(body.include_stop_str_in_output, False),
         skip_special_tokens=either(body.skip_special_tokens, True),
         logprobs=logprobs,
         prompt_logprobs=prompt_logprobs,
     )
-
-
-def _ids(name: str, ids: list[int] | None, vocab_size: int) -> tuple[int, ...] | None:
-    for token_id in ids or ():
-        if not 0 <= token_id < vocab_size:
-            raise refuse(
-                f"{name} holds {token_id}; token ids go from 0 to {vocab_size - 1}", name, "invalid_value"
-            )
-    return None if ids is None else tuple(ids)
-
-
-def _logit_bias(bias: Mapping[str, float], vocab_size: int) -> dict[int, float]:
-    for key in bias:
-        if not (key.isascii() and key.isdigit() and len(key) < 10 and int(key) < vocab_size):
-            sentence = f"logit_bias holds {key[:40]!r}; its keys are token ids from 0 to {vocab_size - 1}"
-            raise refuse(sentence, "logit_bias", "invalid_value")
-    return {int(key): value for key, value in bias.items()}
 
 
 def constraint_of(body: SamplingBody) -> Constraint | None:
@@ -149,6 +130,8 @@ def _structured(body: StructuredOutputsBody) -> Constraint:
 
 
 def _response_format(body: ResponseFormatBody) -> Constraint | None:
+    if body.value is not None:
+        return _valued_format(body)
     if body.type == "text":
         return None
     if body.type == "json_object":
@@ -161,3 +144,38 @@ def _response_format(body: ResponseFormatBody) -> Constraint | None:
         raise refuse(sentence, "response_format.json_schema", "missing_field")
     schema = body.json_schema.schema_
     return Constraint(kind="json_object") if schema is None else Constraint(kind="json_schema", value=schema)
+
+
+def effort_options(
+    effort: str | None, name: str, backend: Backend, ignored: list[str]
+) -> dict[str, str | bool]:
+    """How hard the model should think, as far as its template can tell it.
+
+    Args:
+        effort: what the client wants.
+        name: of the client's field.
+        backend: has the template.
+        ignored: takes the name where nothing comes of it.
+
+    Raises:
+        ApiError: there is no such effort.
+    """
+    if effort is None:
+        return {}
+    if effort not in _EFFORTS:
+        sentence = f"{name}={effort!r:.40} is unknown; use one of {', '.join(_EFFORTS)}"
+        raise refuse(sentence, name, "invalid_value")
+    if template_knows(backend, "reasoning_effort"):
+        return {"reasoning_effort": effort}
+    if template_knows(backend, "enable_thinking"):
+        return {"enable_thinking": effort != "none"}
+    ignored.append(name)
+    return {}
+
+
+def _valued_format(body: ResponseFormatBody) -> Constraint:
+    """The form as text-generation-inference has it."""
+    if body.type not in ("json", "json_object", "regex") or body.json_schema is not None:
+        sentence = "response_format.value goes with the types json, json_object and regex; leave it out"
+        raise refuse(sentence, "response_format.value", "invalid_value")
+    return Constraint(kind="regex" if body.type == "regex" else "json_schema", value=body.value)

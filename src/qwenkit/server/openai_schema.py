@@ -114,8 +114,9 @@ class JsonSchemaBody(Body):
 class ResponseFormatBody(Body):
     """The form of an answer."""
 
-    type: str = Field(description="text, json_object or json_schema")
+    type: str = Field(description="text, json_object or json_schema; json and regex with a value")
     json_schema: JsonSchemaBody | None = None
+    value: Any = Field(default=None, description="A schema or regular expression, as clients of TGI send it.")
 
 
 class StructuredOutputsBody(Body):

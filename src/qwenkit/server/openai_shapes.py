@@ -9,10 +9,11 @@ from typing import Any
 
 from qwenkit._version import __version__
 from qwenkit.backends.base import BackendInfo
-from qwenkit.core.types import TokenLogprob, Usage
+from qwenkit.core.types import Usage
 from qwenkit.server.errors import ApiError
 from qwenkit.server.sse import event, to_json
-from qwenkit.tokenizer.base import Tokenizer
+from qwenkit.server.token_text import chat_logprobs as chat_logprobs
+from qwenkit.server.token_text import token_bytes as token_bytes
 
 DONE = b"data: [DONE]\n\n"
 """The last event of a stream."""
@@ -65,33 +66,3 @@ def usage_value(usages: Sequence[Usage], *, reasoning_tokens: int | None = None)
     if reasoning_tokens is not None:
         value["completion_tokens_details"] = {"reasoning_tokens": reasoning_tokens}
     return value
-
-
-def token_bytes(tokenizer: Tokenizer | None, token_id: int) -> bytes:
-    """The bytes of a token; its number where there is no tokenizer that knows it."""
-    if tokenizer is None or not 0 <= token_id < tokenizer.vocab_size:
-        return f"<{token_id}>".encode()
-    try:
-        return tokenizer.token_bytes(token_id)
-    except ValueError:  # embeddings may have rows that the tokenizer has no token for
-        return f"<{token_id}>".encode()
-
-
-def chat_logprobs(
-    tokenizer: Tokenizer | None, logprobs: Sequence[TokenLogprob | None]
-) -> list[dict[str, Any] | None]:
-    """Log-probabilities as the chat format has them."""
-
-    def entry(token_id: int, logprob: float) -> dict[str, Any]:
-        data = token_bytes(tokenizer, token_id)
-        return {"token": data.decode("utf-8", "replace"), "logprob": _finite(logprob), "bytes": list(data)}
-
-    def report(p: TokenLogprob) -> dict[str, Any]:
-        return {**entry(p.token_id, p.logprob), "top_logprobs": [entry(i, value) for i, value in p.top]}
-
-    return [None if p is None else report(p) for p in logprobs]
-
-
-def _finite(logprob: float) -> float:
-    """JSON has no infinity; the value that stands for it among servers."""
-    return max(logprob, -9999.0)

@@ -32,11 +32,18 @@ class ServerOptions:
     protocols: tuple[str, ...] = ()
     """Names of the protocols that are offered; empty: all."""
 
+    store_responses: int = 1000
+    """Most responses that are kept in memory for clients to come back to; 0 keeps none."""
+
     def __post_init__(self) -> None:
         if any(not key or key != key.strip() or not key.isascii() for key in self.api_keys):
             raise InputError("an API key must be ASCII text without blanks around it; change the key")
         if self.max_body_bytes < 1:
             raise InputError(f"max_body_bytes={self.max_body_bytes} is not possible; use a number from 1 up")
+        if self.store_responses < 0:
+            raise InputError(
+                f"store_responses={self.store_responses} is not possible; use a number from 0 up"
+            )
         for name in ("request_timeout", "stall_timeout"):
             value = getattr(self, name)
             if value is not None and not 0 < value < float("inf"):

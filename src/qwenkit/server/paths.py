@@ -20,8 +20,9 @@ class Paths:
 
     def __init__(self, protocols: Sequence[Protocol], others: Iterable[str] = ()) -> None:
         self._default = protocols[-1].render_error
-        owned = [(endpoint.path, p.render_error) for p in reversed(protocols) for endpoint in p.endpoints]
-        self._plain = {path: (path, render) for path, render in owned if "{" not in path}
+        owned = [(endpoint.path, p.render_error) for p in protocols for endpoint in p.endpoints]
+        # where protocols share a path, errors are in the words of the first
+        self._plain = {path: (path, render) for path, render in reversed(owned) if "{" not in path}
         self._plain |= {path: (path, self._default) for path in others if path not in self._plain}
         self._patterns = [(compile_path(path)[0], path, render) for path, render in owned if "{" in path]
         prefixes = [(prefix, p.render_error) for p in protocols for prefix in p.prefixes]

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
 from typing import TypeAlias
 
 from pydantic import BaseModel
@@ -16,6 +16,7 @@ from qwenkit.server.errors import RenderError
 Handler: TypeAlias = Callable[[Request], Awaitable[Response]]
 JSON = ("application/json",)
 STREAMED = ("application/json", "text/event-stream")
+LINES_OR_JSON = ("application/json", "application/x-ndjson")
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,5 +46,9 @@ class Protocol:
     render_error: RenderError
     error_model: type[BaseModel]
     """The shape of its errors, for the description of the server."""
+    errors: Mapping[int, str] = field(default_factory=dict)
+    """Statuses that only it has, with what they mean."""
+    model_names: tuple[str, ...] = ()
+    """Names that its clients send for whatever model there is."""
     prefixes: tuple[str, ...] = ()
     """Paths below these that do not exist are answered in its shape of errors; the longest prefix of all wins."""

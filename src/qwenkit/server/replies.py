@@ -5,11 +5,10 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal, TypeAlias
+from typing import Literal, Protocol, TypeAlias
 
-from qwenkit.chat.parser import ReplyDelta
+from qwenkit.chat.parser import ReplyDelta, ReplyParser
 from qwenkit.core.types import Delta, ToolCall, Usage, join_calls
-from qwenkit.server.conversation import ChatPlan
 from qwenkit.server.generation import Generation
 
 NewParts: TypeAlias = tuple[int, Sequence[Delta], list[ReplyDelta]]
@@ -17,10 +16,25 @@ NewParts: TypeAlias = tuple[int, Sequence[Delta], list[ReplyDelta]]
 ReplyEnd: TypeAlias = Literal["stop", "length", "tool_calls"]
 
 
+class ReplyPlan(Protocol):
+    """What is expected of replies."""
+
+    @property
+    def has_calls(self) -> bool:
+        """Whether they may call tools."""
+
+    @property
+    def has_reasoning(self) -> bool:
+        """Whether they may begin with a thought."""
+
+    def new_parser(self) -> ReplyParser:
+        """What takes one reply apart."""
+
+
 class Reply:
     """One reply under way: its text taken apart, and how it ended."""
 
-    def __init__(self, plan: ChatPlan) -> None:
+    def __init__(self, plan: ReplyPlan) -> None:
         self._reads_singly, self._has_reasoning = plan.has_calls, plan.has_reasoning
         self._parser = plan.new_parser()
         self._has_calls = False
@@ -92,7 +106,7 @@ class Reply:
 class Replies:
     """All replies of a request; ends the generation when nothing that may still come would be shown."""
 
-    def __init__(self, plan: ChatPlan, generation: Generation) -> None:
+    def __init__(self, plan: ReplyPlan, generation: Generation) -> None:
         self._generation = generation
         self.all = [Reply(plan) for _ in range(generation.requests[0].params.n)]
 

@@ -90,3 +90,30 @@ def check_logprobs(name: str, value: int | None) -> int | None:
         sentence = f"{name}={value} is not possible; use a whole number from 0 to {MAX_LOGPROBS}"
         raise refuse(sentence, name, "invalid_value")
     return value
+
+
+def check_token_ids(name: str, ids: list[int] | None, vocab_size: int) -> tuple[int, ...] | None:
+    """``ids``, if the model has all of them.
+
+    Raises:
+        ApiError: it has not.
+    """
+    for token_id in ids or ():
+        if not 0 <= token_id < vocab_size:
+            raise refuse(
+                f"{name} holds {token_id}; token ids go from 0 to {vocab_size - 1}", name, "invalid_value"
+            )
+    return None if ids is None else tuple(ids)
+
+
+def read_logit_bias(bias: Mapping[str, float], vocab_size: int) -> dict[int, float]:
+    """What is added to which logits; JSON has token ids as texts there.
+
+    Raises:
+        ApiError: a text is no token id.
+    """
+    for key in bias:
+        if not (key.isascii() and key.isdigit() and len(key) < 10 and int(key) < vocab_size):
+            sentence = f"logit_bias holds {key[:40]!r}; its keys are token ids from 0 to {vocab_size - 1}"
+            raise refuse(sentence, "logit_bias", "invalid_value")
+    return {int(key): value for key, value in bias.items()}

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any, TypeVar
@@ -21,6 +21,7 @@ from qwenkit.server.exchange import Exchange
 from qwenkit.server.generation import Generation
 from qwenkit.server.metrics import Metrics
 from qwenkit.server.options import ServerOptions
+from qwenkit.server.store import Store
 from qwenkit.server.watch import Receive, Watch
 
 T = TypeVar("T")
@@ -40,9 +41,14 @@ class Service:
         self.started = int(time.time())
         self.names = options.served_names or (backend.info.model,)
         """Names of the model itself; the first is shown."""
+        self.aliases: frozenset[str] = frozenset()
+        """Further names of it, which are never shown; adapters go before them."""
+        self.stored: Store[Any] = Store(options.store_responses)
+        """What clients may come back to."""
         self.is_draining = False
         self._bridge: Bridge | None = None
         self._live: set[Watch] = set()
+        self._errands: set[asyncio.Task[None]] = set()
         # Preparing a prompt is short, scoring texts may be long; one must not wait for the other.
         self._short_work = ThreadPoolExecutor(4, "qwenkit-prepare")
         self._long_work = ThreadPoolExecutor(2, "qwenkit-score")
@@ -63,6 +69,8 @@ class Service:
         adapters = self.backend.adapters
         if model in adapters:
             return model
+        if model in self.aliases:
+            return None
         known = (*self.names, *adapters)
         message = f"the model {model!r:.200} is not served here, only {', '.join(known)}{did_you_mean(model, known)}"
         raise ApiError(404, message, param="model", code="model_not_found")
@@ -70,6 +78,12 @@ class Service:
     def watch(self, receive: Receive) -> Watch:
         """Starts looking after a request; the watch must be closed."""
         return Watch(receive, self.options, self._live)
+
+    def spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        """Starts something that no request waits for; it should have a watch, so that a stopping server ends it."""
+        task = asyncio.get_running_loop().create_task(work)
+        self._errands.add(task)  # the loop itself forgets tasks
+        task.add_done_callback(self._errands.discard)
 
     async def prepare(self, function: Callable[..., T], *args: Any) -> T:
         """Runs something short that would still hold up other requests, such as tokenising."""

@@ -1,4 +1,4 @@
-"""Server-sent events: an answer that is written while it is made. Knows nothing of what is inside the events."""
+"""Streams: an answer that is written while it is made, as server-sent events or lines. Knows nothing of what is inside."""
 
 from __future__ import annotations
 
@@ -14,12 +14,13 @@ from starlette.responses import Response
 from qwenkit.core.types import Delta
 from qwenkit.server.errors import ApiError, ClientGone, describe
 from qwenkit.server.exchange import CLIENT_GONE, Exchange
-from qwenkit.server.generation import Generation
 from qwenkit.server.watch import Receive, Watch
 
 _log = logging.getLogger("qwenkit.server")
 _LAST_WORD = 5.0
 """Seconds that a client may take to make room for the error that ends its stream."""
+EVENTS, LINES = "text/event-stream", "application/x-ndjson"
+"""What streams are made of: server-sent events, or a JSON value per line."""
 _encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 
 
@@ -28,9 +29,15 @@ def to_json(value: Any) -> bytes:
     return _encode(value).encode("utf-8", "replace")
 
 
-def event(value: Any) -> bytes:
-    """One event that holds a JSON value."""
-    return b"data: " + to_json(value) + b"\n\n"
+def event(value: Any, name: str = "") -> bytes:
+    """One event that holds a JSON value; most protocols do not name theirs."""
+    head = b"event: %s\n" % name.encode() if name else b""
+    return head + b"data: " + to_json(value) + b"\n\n"
+
+
+def line(value: Any) -> bytes:
+    """One line that holds a JSON value."""
+    return to_json(value) + b"\n"
 
 
 class Encoder(Protocol):
@@ -49,6 +56,20 @@ class Encoder(Protocol):
         """The event of an error that ends the stream."""
 
 
+class Source(Protocol):
+    """What is new, batch after batch; a generation is one."""
+
+    @property
+    def is_done(self) -> bool:
+        """Whether all has come."""
+
+    async def batch(self) -> Sequence[tuple[int, Delta]]:
+        """Waits for what is new."""
+
+    def abort(self) -> None:
+        """Nobody waits for it any more."""
+
+
 class EventStream(Response):
     """The answer to a request that streams.
 
@@ -57,13 +78,18 @@ class EventStream(Response):
         generation: makes the text.
         first: what it made already.
         watch: ends the stream when the client goes; closed at the end.
+        media_type: what the encoder writes.
     """
 
-    media_type = "text/event-stream"
-
     def __init__(
-        self, encoder: Encoder, generation: Generation, first: Sequence[tuple[int, Delta]], watch: Watch
+        self,
+        encoder: Encoder,
+        generation: Source,
+        first: Sequence[tuple[int, Delta]],
+        watch: Watch,
+        media_type: str = EVENTS,
     ) -> None:
+        self.media_type = media_type
         self.status_code, self.background, self.body = 200, None, b""
         self._encoder, self._generation, self._first, self._watch = encoder, generation, first, watch
         self.init_headers({"cache-control": "no-cache", "x-accel-buffering": "no"})

@@ -58,7 +58,15 @@ def open_page(browser: Browser, server: Live, tmp_path: Path) -> Iterator[OpenPa
         page.assert_clean()
 
 
+@pytest.fixture(scope="package")
+def _page(browser: Browser, _server: Live, tmp_path_factory: pytest.TempPathFactory) -> ChatPage:
+    return ChatPage(browser, f"{_server.url}/", tmp_path_factory.mktemp("page"))
+
+
 @pytest.fixture
-def page(open_page: OpenPage) -> ChatPage:
-    """The page, opened for the first time in English."""
-    return open_page()
+def page(_page: ChatPage, server: Live, tmp_path: Path) -> Iterator[ChatPage]:
+    """The page, opened for the first time in English; fails the test for anything that went wrong inside it."""
+    _page.restart(tmp_path)
+    yield _page
+    _page.look_back()
+    _page.assert_clean()

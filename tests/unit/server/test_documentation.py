@@ -27,6 +27,16 @@ def test_every_refused_field_is_named() -> None:
 
 
 @pytest.mark.parametrize("protocol", chosen(()), ids=lambda protocol: protocol.name)
+def test_every_field_of_a_page_is_named(protocol: Protocol) -> None:
+    own = DOCS / f"protocol-{protocol.name}.md"
+    if own.exists():
+        page = own.read_text("utf-8")
+        bodies = {endpoint.body for endpoint in protocol.endpoints if endpoint.body is not None}
+        names = {f.alias or name for body in bodies for name, f in body.model_fields.items()}
+        assert sorted(name for name in names if f"`{name}`" not in page) == []
+
+
+@pytest.mark.parametrize("protocol", chosen(()), ids=lambda protocol: protocol.name)
 def test_every_endpoint_is_named(protocol: Protocol) -> None:
     own = DOCS / f"protocol-{protocol.name}.md"
     page = own.read_text("utf-8") if own.exists() else PAGE

@@ -1,11 +1,13 @@
 /** Shows Markdown that grows: finished blocks stay as they are, only the last ones are made anew. */
 
 import { morph } from "./dom.js";
-import { parseBlocks } from "./markdown.js";
+import { parseBlocks, renderBlocks } from "./markdown.js";
 import { codeBlock, dressCode, enrich, growCode } from "./rich.js";
 
 /** Blocks at the end that text still to come may change. */
 const OPEN_BLOCKS = 2;
+/** Blocks of a long text that are made at a time. */
+const SLICE = 40;
 const DIRECTED = "p, h3, h4, h5, h6, ul, ol, table, blockquote";
 
 /** One text on its way. */
@@ -17,7 +19,9 @@ export class AnswerView {
   }
 
   #reset() {
+    this.run = (this.run ?? 0) + 1;
     this.frozen = "";
+    this.isWhole = false;
     /** @type {any} */
     this.env = {};
     /** @type {Element[]} */
@@ -25,9 +29,26 @@ export class AnswerView {
     this.el.replaceChildren();
   }
 
+  /** Shows a long text that is whole without ever holding the page up. @param {string} text @returns {Promise<void>} when it is there */
+  async showSlowly(text) {
+    this.#reset();
+    const { run } = this;
+    const blocks = parseBlocks(text, this.env);
+    for (let n = 0; n < blocks.length; n += SLICE) {
+      await new Promise((resolve) => setTimeout(resolve));
+      if (this.run !== run) return;
+      this.#fit(blocks.slice(n, n + SLICE), false);
+      for (const el of this.open.splice(0)) enrich(el);
+    }
+    this.frozen = text;
+    this.isWhole = true;
+  }
+
   /** @param {string} text all of it @param {boolean} isOpen more will come */
   show(text, isOpen) {
-    if (!text.startsWith(this.frozen)) this.#reset();
+    // What was whole and goes on may go on in the middle of a block.
+    if (!text.startsWith(this.frozen) || (this.isWhole && text !== this.frozen)) this.#reset();
+    this.isWhole = !isOpen;
     // A definition of a link works backwards too: then all is read again at the end.
     if (!isOpen && this.frozen && /^ {0,3}\[[^\]]+\]:/m.test(text)) this.#reset();
     this.env.isOpen = isOpen;
@@ -36,16 +57,20 @@ export class AnswerView {
     this.#fit(blocks, isOpen);
     const done = isOpen ? Math.max(0, blocks.length - OPEN_BLOCKS) : blocks.length;
     if (!done) return;
-    for (const el of this.open.splice(0, done)) enrich(el);
+    const closed = this.open.splice(0, done);
+    if (isOpen) for (const el of closed) enrich(el);
+    else enrich(this.el);
     this.frozen = isOpen ? text.slice(0, this.frozen.length + blocks[done - 1].end) : text;
   }
 
   /** Makes the open elements fit the blocks. @param {import("./markdown.js").Block[]} blocks @param {boolean} isOpen */
   #fit(blocks, isOpen) {
+    const made = renderBlocks(blocks.filter((block) => block.kind === "other"), this.env);
+    let next = 0;
     blocks.forEach((block, n) => {
       const old = this.open[n];
       if (block.kind === "fence") this.#fitCode(n, old, block);
-      else this.#fitText(n, old, block, isOpen);
+      else this.#fitText(n, old, made[next++], isOpen);
     });
     for (const el of this.open.splice(blocks.length)) el.remove();
   }
@@ -59,18 +84,18 @@ export class AnswerView {
     }
   }
 
-  /** @param {number} n @param {Element | undefined} old @param {import("./markdown.js").Block} block @param {boolean} isOpen */
-  #fitText(n, old, block, isOpen) {
-    const made = block.render().firstElementChild;
+  /** @param {number} n @param {Element | undefined} old @param {DocumentFragment} fragment @param {boolean} isOpen */
+  #fitText(n, old, fragment, isOpen) {
+    dressCode(fragment);
+    const made = fragment.firstElementChild;
     if (!made) {
       this.#put(n, old, document.createElement("p"));
       return;
     }
-    dressCode(made);
     if (made.matches(DIRECTED)) made.setAttribute("dir", "auto");
     for (const el of made.querySelectorAll(DIRECTED)) el.setAttribute("dir", "auto");
     const shown = made.nodeName === "TABLE" ? scroller(made) : made;
-    enrich(shown, isOpen);
+    if (isOpen) enrich(shown, true);
     if (old && old.nodeName === shown.nodeName && old.className === shown.className && !hasCode(old)) morph(old, shown);
     else this.#put(n, old, shown);
   }

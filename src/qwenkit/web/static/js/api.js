@@ -89,20 +89,14 @@ export async function countTokens(text, signal) {
 export async function* streamChat(body, signal) {
   const wanted = { ...body, stream: true, stream_options: { include_usage: true } };
   const response = await call("v1/chat/completions", wanted, signal);
-  let isWhole = false;
   try {
     for await (const data of readEvents(/** @type {any} */ (response.body))) {
-      if (data.trim() === "[DONE]") {
-        isWhole = true;
-        return;
-      }
+      if (data.trim() === "[DONE]") return;
       yield readChunk(data);
     }
   } catch (error) {
     if (signal.aborted || error instanceof CallError) throw error;
     throw new CallError("network", String(/** @type {Error} */ (error).message ?? error));
-  } finally {
-    if (!isWhole) await response.body?.cancel().catch(() => {});
   }
   throw new CallError("network", "the stream ended early");
 }

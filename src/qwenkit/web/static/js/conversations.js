@@ -188,15 +188,15 @@ export async function removeConversation(id) {
   if (shown.current.id === id) startNew();
   return async () => {
     for (const each of turns) gone.delete(each.id);
-    await keepConversation(conversation, turns);
+    await keepConversations([conversation], turns);
   };
 }
 
-/** Puts a whole conversation in. @param {Conversation} conversation @param {Turn[]} turns */
-export async function keepConversation(conversation, turns) {
+/** Puts whole conversations in. @param {Conversation[]} conversations @param {Turn[]} turns of them all */
+export async function keepConversations(conversations, turns) {
   await database.putAll("turns", turns);
-  await database.putAll("conversations", [conversation]);
-  tell("conversation", { id: conversation.id });
+  await database.putAll("conversations", conversations);
+  tell("list");
   await loadList();
 }
 
@@ -206,7 +206,7 @@ export async function fork(turn, title) {
   const { settings, model } = shown.current;
   const conversation = { id: newId(), title, named: true, created: now, updated: now, model, settings, choices: [] };
   const path = shown.tree.pathTo(turn.id).map((each) => ({ ...structuredClone(each), conversation: conversation.id }));
-  await keepConversation(/** @type {Conversation} */ (conversation), path);
+  await keepConversations([/** @type {Conversation} */ (conversation)], path);
   await open(conversation.id);
 }
 
@@ -232,6 +232,7 @@ async function conversationChanged({ id }) {
   emit("settings");
 }
 
+whenTold("list", loadList);
 whenTold("turn", turnChanged);
 whenTold("conversation", conversationChanged);
 whenTold("reload", ({ id }) => shown.current.id === id && open(id));

@@ -1,6 +1,6 @@
 /** Asks the model for answers and writes down what comes. Knows nothing of how it is shown. */
 
-import { CallError, streamChat } from "./api.js";
+import { CallError, countTokens, streamChat } from "./api.js";
 import { emit, on } from "./bus.js";
 import { addTurn, saveTurn, shown, writing } from "./conversations.js";
 import { modelFor, models } from "./models.js";
@@ -10,6 +10,7 @@ import { toolsOf } from "./tools.js";
 /** @typedef {import("./types.js").Turn} Turn */
 
 const SAVE_EVERY = 1000;
+const MAX_COUNTED = 200_000;
 
 /** @type {Map<string, AbortController>} */
 const controllers = new Map();
@@ -68,6 +69,7 @@ async function write(turn, path, isContinued) {
     end(turn, controller.signal.aborted ? null : error);
   } finally {
     clock.end();
+    await clock.countSelf();
     controllers.delete(turn.id);
     writing.delete(turn.id);
     await saveTurn(turn).catch(() => emit("unsaved"));
@@ -130,6 +132,7 @@ class Clock {
     this.first = 0;
     this.last = 0;
     this.saved = this.start;
+    this.isCounted = false;
   }
 
   /** Something came. */
@@ -144,11 +147,21 @@ class Clock {
   /** @param {any} usage */
   count(usage) {
     const stats = (this.turn.stats ??= {});
+    this.isCounted = true;
     stats.prompt = Number(usage.prompt_tokens) || 0;
     stats.cached = Number(usage.prompt_tokens_details?.cached_tokens) || 0;
     stats.completion = (this.before.completion ?? 0) + (Number(usage.completion_tokens) || 0);
     stats.reasoning = (this.before.reasoning ?? 0) + (Number(usage.completion_tokens_details?.reasoning_tokens) || 0);
     if (this.before.completion) stats.prompt -= this.before.completion;
+  }
+
+  /** Where the server could not tell any more, the text is counted. */
+  async countSelf() {
+    const { turn } = this;
+    const text = (turn.reasoning ?? "") + turn.content;
+    if (this.isCounted || !text || text.length > MAX_COUNTED) return;
+    const count = await countTokens(text, AbortSignal.timeout(2000)).catch(() => 0);
+    if (count) turn.stats = { ...turn.stats, completion: count };
   }
 
   /** Writes down how long it took. */

@@ -79,7 +79,7 @@ export function cleanHighlight(html) {
  * @property {"fence" | "other"} kind
  * @property {string} content of a fence
  * @property {string} info of a fence: its language
- * @property {() => DocumentFragment} render
+ * @property {any[]} tokens
  */
 
 /**
@@ -97,19 +97,38 @@ export function parseBlocks(text, env) {
   for (let first = 0; first < tokens.length; ) {
     let last = first;
     for (let depth = tokens[first].nesting; depth > 0; ) depth += tokens[++last].nesting;
-    blocks.push(block(tokens.slice(first, last + 1), ends, env));
+    blocks.push(block(tokens.slice(first, last + 1), ends));
     first = last + 1;
   }
   return blocks;
 }
 
-/** @param {any[]} tokens @param {number[]} ends @param {any} env @returns {Block} */
-function block(tokens, ends, env) {
+/** @param {any[]} tokens @param {number[]} ends @returns {Block} */
+function block(tokens, ends) {
   const [token] = tokens;
   const end = ends[Math.min(token.map?.[1] ?? ends.length, ends.length) - 1] ?? 0;
   const kind = token.type === "fence" ? "fence" : "other";
-  const render = () => clean(md.renderer.render(tokens, md.options, env));
-  return { end, kind, content: token.content, info: token.info.trim().split(/\s+/)[0] ?? "", render };
+  return { end, kind, content: token.content, info: token.info.trim().split(/\s+/)[0] ?? "", tokens };
+}
+
+/**
+ * The elements of blocks that are no fences, one for each; sanitising them together is much faster.
+ *
+ * @param {Block[]} blocks
+ * @param {any} env
+ * @returns {DocumentFragment[]}
+ */
+export function renderBlocks(blocks, env) {
+  const all = clean(md.renderer.render(blocks.flatMap((each) => each.tokens), md.options, env));
+  if (all.childElementCount === blocks.length) return [...all.children].map(wrapped);
+  return blocks.map((each) => clean(md.renderer.render(each.tokens, md.options, env)));
+}
+
+/** @param {Element} el */
+function wrapped(el) {
+  const fragment = document.createDocumentFragment();
+  fragment.append(el);
+  return fragment;
 }
 
 /** Where each line ends, its line end included. @param {string} text */

@@ -16,10 +16,21 @@ const loads = new Map();
 /** @param {string} name @returns {Promise<any>} */
 function load(name) {
   const path = `../vendor/${name}.js`;
-  const known = loads.get(name) ?? import(path).then((module) => module.default);
+  const start = () => Promise.all([import(path), name === "katex" ? loadStyles() : null]);
+  const known = loads.get(name) ?? start().then(([module]) => module.default);
   loads.set(name, known);
   known.catch(() => loads.delete(name)); // offline: try again next time
   return known;
+}
+
+/** Shapes of formulas; their fonts come when a sign needs them. */
+function loadStyles() {
+  const link = h("link", { rel: "stylesheet", href: new URL("../vendor/katex.css", import.meta.url).href });
+  return new Promise((resolve) => {
+    link.addEventListener("load", resolve);
+    link.addEventListener("error", resolve);
+    document.head.append(link);
+  });
 }
 
 /**
@@ -88,8 +99,15 @@ export function enrich(root, isOpen = false) {
   if (isOpen) return;
   const blocks = root.matches(".code") ? [root] : [...root.querySelectorAll(".code")];
   const named = blocks.filter((block) => /** @type {HTMLElement} */ (block).dataset.language);
-  if (named.length) withLibrary("highlight", () => named.forEach(colour));
+  for (const block of named) seen.observe(block);
 }
+
+/** Colours are for what is in sight. */
+const seen = new IntersectionObserver((entries) => {
+  const near = entries.filter((entry) => entry.isIntersecting).map((entry) => entry.target);
+  for (const block of near) seen.unobserve(block);
+  if (near.length) withLibrary("highlight", () => near.forEach(colour));
+}, { rootMargin: "600px 0px" });
 
 /** @param {"katex" | "highlight"} name @param {() => void} fn */
 function withLibrary(name, fn) {
@@ -118,7 +136,7 @@ function colour(block) {
 function drawFormula(el) {
   const source = el.textContent ?? "";
   if (el.classList.contains("drawn") || source.length > MAX_FORMULA) return;
-  const options = { displayMode: el.classList.contains("math-display"), output: "mathml", maxExpand: 300, maxSize: 20 };
+  const options = { displayMode: el.classList.contains("math-display"), output: "htmlAndMathml", maxExpand: 300, maxSize: 20 };
   try {
     katex.render(source, el, { ...options, throwOnError: true, trust: false, strict: "ignore" });
     el.classList.add("drawn");

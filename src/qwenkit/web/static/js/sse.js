@@ -54,6 +54,17 @@ export async function* readEvents(stream) {
     }
     yield* parser.push(decoder.decode(), true);
   } finally {
-    reader.cancel().catch(() => {});
+    drain(reader);
   }
+}
+
+/** Lets the end of a stream come, so that the server need not take it for a client that left; ends one that goes on. @param {ReadableStreamDefaultReader<Uint8Array>} reader */
+async function drain(reader) {
+  const timer = setTimeout(() => reader.cancel().catch(() => {}), 500);
+  try {
+    while (!(await reader.read()).done);
+  } catch {
+    // It was ended already.
+  }
+  clearTimeout(timer);
 }

@@ -28,9 +28,15 @@ class Proxy:
         """Bytes of an event stream after which the line breaks; None: never."""
         self.is_down = False
         """Whether connections are closed at once."""
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"proxy": self}))
-        self.server.daemon_threads = True
+        self.num_refused = 0
+        """Connections that were."""
+        self.server = _Listener(("127.0.0.1", 0), type("Handler", (_Handler,), {"proxy": self}))
         self.url = f"http://127.0.0.1:{self.server.server_address[1]}{prefix}/"
+
+
+class _Listener(ThreadingHTTPServer):
+    daemon_threads = True
+    request_queue_size = 256  # a browser comes with many connections at once
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -50,6 +56,7 @@ class _Handler(BaseHTTPRequestHandler):
         length = int(self.headers.get("content-length") or 0)
         body = self.rfile.read(length) if length else None
         if self.proxy.is_down:
+            self.proxy.num_refused += 1
             return
         if not self.path.startswith(f"{self.proxy.prefix}/"):
             self.send_error(404)
