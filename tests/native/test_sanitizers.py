@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 
 
-def _sanitize(*arguments: str, tmp_path: Path) -> None:
+def _sanitize(*arguments: str, optimisation: str, tmp_path: Path) -> None:
     compiler = os.environ.get("CXX", "g++")
     program = tmp_path / "empty"
     kinds = "address,undefined" if "address" in arguments else "thread"
@@ -21,6 +21,7 @@ def _sanitize(*arguments: str, tmp_path: Path) -> None:
         pytest.skip(f"{compiler} has no sanitizers here")
     done = subprocess.run(
         [str(ROOT / "scripts" / "sanitize"), *arguments],
+        env={**os.environ, "OPTIMISATION": optimisation},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -32,8 +33,8 @@ def _sanitize(*arguments: str, tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_addresses_and_undefined_behaviour(tmp_path: Path) -> None:
     """A few of the cases; `make sanitize` runs all."""
-    _sanitize("15", "address", tmp_path=tmp_path)
+    _sanitize("15", "address", optimisation="-O0", tmp_path=tmp_path)
 
 
 def test_threads_of_the_pool(tmp_path: Path) -> None:
-    _sanitize("0", "pool", tmp_path=tmp_path)
+    _sanitize("0", "pool", optimisation="-O1", tmp_path=tmp_path)

@@ -18,7 +18,7 @@ window.__violations = [];
 document.addEventListener("securitypolicyviolation", (e) =>
   window.__violations.push(`${e.effectiveDirective} ${e.blockedURI} ${e.sample}`));
 """
-expect.set_options(timeout=8000)
+expect.set_options(timeout=15_000)
 _SERIOUS = frozenset({"serious", "critical"})
 
 
@@ -58,7 +58,7 @@ class ChatPage:
                 permissions=["clipboard-read", "clipboard-write"],
                 **options,
             )
-            context.set_default_timeout(8000)
+            context.set_default_timeout(15_000)
             context.add_init_script(_WATCH)
         self.context = context
         self.page: Page = context.new_page()

@@ -45,7 +45,8 @@ def tool_call(name: str, **arguments: Any) -> str:
 class PageBackend(ScriptedBackend):
     """Answers what was arranged for the last message, else says the message back."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, context: int = 2_000_000) -> None:
+        self._context = context
         tokenizer = ByteTokenizer(chat_template=THINKING_TEMPLATE)
         template = JinjaTemplate(THINKING_TEMPLATE, tokenizer)
         super().__init__([""], chunk=8, tokenizer=tokenizer, template=template)
@@ -55,7 +56,7 @@ class PageBackend(ScriptedBackend):
     @property
     def info(self) -> BackendInfo:
         """Of a context that long conversations fit into."""
-        return dataclasses.replace(super().info, context_length=2_000_000)
+        return dataclasses.replace(super().info, context_length=self._context)
 
     def arrange(self, message: str, *replies: Any) -> None:
         """Answers a message with these in order; the last one repeats."""

@@ -54,6 +54,10 @@ def read_messages(
         )
         raise refuse(sentence, turns[-1].where, "invalid_value")
     if not (last.content or last.reasoning):  # there is nothing to continue
+        if not messages[:-1]:
+            raise refuse(
+                "messages hold nothing to answer; give a turn of the user", "messages", "invalid_value"
+            )
         return tuple(messages[:-1]), False
     return tuple(messages), True
 

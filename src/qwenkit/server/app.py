@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
+import operator
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from fastapi import FastAPI
@@ -72,8 +74,7 @@ def create_app(
     app.state.paths = paths
     for path, handler in pages.items():
         app.add_route(path, handler, methods=["GET"], include_in_schema=False)
-    done = {(path, method) for path in pages for method in ("GET", "HEAD")}
-    _add_all(app, protocols, done, has_keys=bool(service.options.api_keys))
+    _add_all(app, protocols, pages, has_keys=bool(service.options.api_keys))
     for kind in (ApiError, QwenkitError, HTTPException, ClientGone, Exception):
         app.add_exception_handler(kind, _answer_error)
     components: dict[str, Any] = {}
@@ -93,31 +94,37 @@ def create_app(
     return Gate(app, service, paths, OPEN_PATHS | pages.keys())
 
 
-def _add_all(
-    app: FastAPI, protocols: Sequence[Protocol], done: set[tuple[str, str]], *, has_keys: bool
-) -> None:
-    """Protocols may share an endpoint; the first that names it describes it, and pages go before all."""
+def _add_all(app: FastAPI, protocols: Sequence[Protocol], pages: Collection[str], *, has_keys: bool) -> None:
+    """Protocols may share an endpoint, which the first that names it answers; pages go before all."""
+    sharing: dict[tuple[str, str], list[tuple[Protocol, Endpoint]]] = {}
     for protocol in protocols:
         for endpoint in protocol.endpoints:
-            if (endpoint.path, endpoint.method) not in done:
-                done.add((endpoint.path, endpoint.method))
-                _add(app, endpoint, protocol, needs_key=has_keys and endpoint.path not in OPEN_PATHS)
+            if endpoint.path not in pages or endpoint.method not in ("GET", "HEAD"):
+                sharing.setdefault((endpoint.path, endpoint.method), []).append((protocol, endpoint))
+    for (path, _), found in sharing.items():
+        _add(app, found, needs_key=has_keys and path not in OPEN_PATHS)
 
 
-def _add(app: FastAPI, endpoint: Endpoint, protocol: Protocol, *, needs_key: bool) -> None:
+def _add(app: FastAPI, sharing: Sequence[tuple[Protocol, Endpoint]], *, needs_key: bool) -> None:
+    """One endpoint, described as all protocols that have it say."""
+    protocols, endpoint = [protocol for protocol, _ in sharing], sharing[0][1]
     extra: dict[str, Any] = {"security": [{_KEY: []}]} if needs_key else {}
-    if endpoint.body is not None:
-        reference = {"$ref": _SCHEMAS.format(model=endpoint.body.__name__)}
-        extra["requestBody"] = {"required": True, "content": {"application/json": {"schema": reference}}}
-    if names := _PARAMETER.findall(endpoint.path):
+    names = dict.fromkeys(e.body.__name__ for _, e in sharing if e.body is not None)
+    if names:
+        schemas = [{"$ref": _SCHEMAS.format(model=name)} for name in names]
+        body = {"schema": schemas[0] if len(schemas) == 1 else {"anyOf": schemas}}
+        extra["requestBody"] = {"required": True, "content": {"application/json": body}}
+    if parts := _PARAMETER.findall(endpoint.path):
         extra["parameters"] = [
-            {"name": name, "in": "path", "required": True, "schema": {"type": "string"}} for name in names
+            {"name": name, "in": "path", "required": True, "schema": {"type": "string"}} for name in parts
         ]
+    model = functools.reduce(operator.or_, dict.fromkeys(p.error_model for p in protocols))
+    statuses = _ERRORS | {status: text for p in protocols for status, text in p.errors.items()}
     errors: dict[int | str, dict[str, Any]] = {
-        status: {"model": protocol.error_model, "description": text}
-        for status, text in {**_ERRORS, **protocol.errors}.items()
+        status: {"model": model, "description": text} for status, text in statuses.items()
     }
-    success = {"description": "Done.", "content": {kind: {} for kind in endpoint.media_types}}
+    kinds = dict.fromkeys(kind for _, e in sharing for kind in e.media_types)
+    success = {"description": "Done.", "content": {kind: {} for kind in kinds}}
     app.add_api_route(
         endpoint.path,
         endpoint.handler,
@@ -126,7 +133,7 @@ def _add(app: FastAPI, endpoint: Endpoint, protocol: Protocol, *, needs_key: boo
         response_class=Response,
         responses={200: success, **errors},
         openapi_extra=extra,
-        tags=[protocol.name],
+        tags=[protocol.name for protocol in protocols],
         summary=(endpoint.handler.__doc__ or "").strip().partition("\n")[0],
     )
 
@@ -168,4 +175,5 @@ def _methods_at(http: Request) -> list[str]:
     routes = [
         r for r in http.app.routes if isinstance(r, Route) and r.matches(http.scope)[0] is Match.PARTIAL
     ]
-    return sorted({method for route in routes for method in route.methods or ()})
+    plain = [route for route in routes if "{" not in route.path]  # a path of its own goes before patterns
+    return sorted({method for route in plain or routes for method in route.methods or ()})

@@ -23,7 +23,7 @@ Refusals: TypeAlias = Mapping[str, tuple[tuple[Any, ...], str]]
 """Fields that would change the answer and are not offered: harmless values, and what to say to others."""
 _MAX_DEPTH = 200
 _LARGE = 2**16
-_UNNAMED = ("", "application/x-www-form-urlencoded")
+_UNNAMED = ("", "application/x-www-form-urlencoded", "text/plain")
 """What clients call a body that nobody told them the type of."""
 _HALF = re.compile(r"\\u[dD][89a-fA-F]")
 

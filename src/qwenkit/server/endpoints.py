@@ -45,7 +45,7 @@ from qwenkit.server.openai_schema import (
     UnloadAdapterBody,
 )
 from qwenkit.server.openai_shapes import error_body
-from qwenkit.server.protocol import JSON, LINES_OR_JSON, STREAMED, Endpoint, Protocol
+from qwenkit.server.protocol import LINES_OR_JSON, STREAMED, Endpoint, Protocol
 from qwenkit.server.responses_schema import InputTokensBody, ResponsesBody
 from qwenkit.server.tgi_schema import TgiBody, TgiErrorBody
 from qwenkit.server.vllm_demo_schema import DemoBody, DemoErrorBody
@@ -109,7 +109,7 @@ DASHSCOPE = Protocol(
 TGI = Protocol(
     name=generate_api.TGI,
     endpoints=(
-        Endpoint("/generate", generate_api.generate, TgiBody, (*STREAMED, "application/octet-stream")),
+        Endpoint("/generate", generate_api.generate, TgiBody, STREAMED),
         Endpoint("/generate_stream", tgi.generate_stream, TgiBody, STREAMED),
         Endpoint("/", tgi.compat_generate, TgiBody, STREAMED),
         Endpoint("/info", tgi.info),
@@ -121,7 +121,9 @@ TGI = Protocol(
 )
 VLLM_DEMO = Protocol(
     name=generate_api.VLLM_DEMO,
-    endpoints=(Endpoint("/generate", generate_api.generate, DemoBody, (*JSON, "application/octet-stream")),),
+    endpoints=(
+        Endpoint("/generate", generate_api.generate, DemoBody, (*LINES_OR_JSON, "application/octet-stream")),
+    ),
     render_error=vllm_demo_reply.error_body,
     error_model=DemoErrorBody,
 )

@@ -167,6 +167,15 @@ def test_thoughts_are_folded_and_open_on_demand(page: ChatPage, server: Live) ->
     assert all("Because" not in content for _, content in _roles(server))
 
 
+def test_thinking_can_be_turned_off(page: ChatPage, server: Live) -> None:
+    page.by("thinking").click()
+    page.ask("hi")
+    assert server.backend.requests[-1].template_options["enable_thinking"] is False
+    page.by("thinking").click()
+    page.ask("again")
+    assert server.backend.requests[-1].template_options.get("enable_thinking") is not False
+
+
 def test_tools_are_defined_called_and_answered_by_hand(page: ChatPage, server: Live) -> None:
     page.define_tool(
         "weather", "Weather of a city", '{"type": "object", "properties": {"city": {"type": "string"}}}'

@@ -76,6 +76,8 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
         "web_search_tool_result",
     ),
     ({"messages": [USER, {"role": "assistant", "content": [USED]}]}, "calls tools"),
+    ({"messages": [{"role": "assistant", "content": ""}]}, "nothing to answer"),
+    ({"messages": [{"role": "assistant", "content": []}]}, "nothing to answer"),
     ({"system": 5}, "system"),
     ({"system": [{"type": "image"}]}, "system[0] is 'image'"),
     ({"model": "gpt-9"}, "scripted"),

@@ -7,10 +7,13 @@ from pathlib import Path
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from qwenkit.server import ollama_schema, vllm_demo_schema
 from qwenkit.server.endpoints import chosen
+from qwenkit.server.ollama_schema import OllamaMessageBody, OllamaOptionsBody
 from qwenkit.server.openai_fields import REFUSED
 from qwenkit.server.openai_schema import ChatBody, CompletionBody, EmbeddingBody
 from qwenkit.server.protocol import Protocol
+from qwenkit.server.tgi_schema import TgiGrammarBody, TgiParametersBody
 from tests.support.http import Live
 
 DOCS = Path(__file__).parents[3] / "docs"
@@ -34,6 +37,20 @@ def test_every_field_of_a_page_is_named(protocol: Protocol) -> None:
         bodies = {endpoint.body for endpoint in protocol.endpoints if endpoint.body is not None}
         names = {f.alias or name for body in bodies for name, f in body.model_fields.items()}
         assert sorted(name for name in names if f"`{name}`" not in page) == []
+
+
+@pytest.mark.parametrize(
+    ("page", "names"),
+    [
+        ("tgi", [*TgiParametersBody.model_fields, *TgiGrammarBody.model_fields]),
+        ("vllm-demo", [*vllm_demo_schema.REFUSED]),
+        ("ollama", [*OllamaOptionsBody.model_fields, *OllamaMessageBody.model_fields]),
+        ("ollama", [*ollama_schema.REFUSED, *ollama_schema.REFUSED_OPTIONS, *ollama_schema.NEUTRAL_OPTIONS]),
+    ],
+)
+def test_every_inner_and_refused_field_is_named(page: str, names: list[str]) -> None:
+    text = (DOCS / f"protocol-{page}.md").read_text("utf-8")
+    assert [name for name in names if f"`{name}`" not in text] == []
 
 
 @pytest.mark.parametrize("protocol", chosen(()), ids=lambda protocol: protocol.name)

@@ -12,7 +12,7 @@ import pytest
 from qwenkit.backends.scripted import ScriptedBackend
 from qwenkit.core.errors import NumericsError
 from tests.support.byte_tokenizer import ByteTokenizer
-from tests.support.http import Answer, Live, live, scripted
+from tests.support.http import Answer, Live, live, scripted, until
 
 USER = {"role": "user", "content": "hi"}
 CALL = '<tool_call>\n{"name": "weather", "arguments": {"city": "Rome"}}\n</tool_call>'
@@ -341,8 +341,8 @@ def test_somebody_is_there(server: Live) -> None:
     assert server.ask("/", method="PUT").headers["allow"] == "GET, HEAD, POST"
 
 
-@pytest.mark.parametrize("kind", ["application/x-www-form-urlencoded", ""])
-def test_bodies_as_curl_sends_them(server: Live, kind: str) -> None:
+@pytest.mark.parametrize("kind", ["application/x-www-form-urlencoded", "text/plain;charset=UTF-8", ""])
+def test_bodies_as_clients_send_them_that_name_no_type(server: Live, kind: str) -> None:
     headers = {"content-type": kind}
     body = {"model": "scripted", "messages": [USER], "stream": False}
     assert server.ask("/api/chat", body, headers=headers).status == 200
@@ -360,3 +360,14 @@ def test_failures() -> None:
     assert found[-1] == {"error": "logits hold NaN"}
     with live(scripted("x", max_jobs=0)) as server:
         assert generate(server).status == 429
+
+
+def test_clients_that_leave_end_their_request() -> None:
+    backend = scripted("x" * 3000, delay=0.02)
+    with live(backend) as server:
+        body = json.dumps({"model": "scripted", "messages": [USER]}).encode()
+        connection = server.connect()
+        connection.request("POST", "/api/chat", body, {"content-type": "application/json"})
+        assert connection.getresponse().readline().startswith(b"{")
+        connection.close()
+        until(lambda: backend.num_aborted == 1)

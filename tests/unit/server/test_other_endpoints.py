@@ -132,8 +132,11 @@ def test_the_description_covers_every_endpoint_and_body(server: Live) -> None:
             assert f"{{{parameter['name']}" in endpoint.path
         assert len(operation.get("parameters", ())) == endpoint.path.count("{")
         if endpoint.body is not None:
-            reference = operation["requestBody"]["content"]["application/json"]["schema"]["$ref"]
-            assert reference.rpartition("/")[2] in schema["components"]["schemas"]
+            described = operation["requestBody"]["content"]["application/json"]["schema"]
+            references = [each["$ref"] for each in described.get("anyOf", [described])]
+            names = [reference.rpartition("/")[2] for reference in references]
+            assert endpoint.body.__name__ in names
+            assert set(names) <= set(schema["components"]["schemas"])
     chat = schema["components"]["schemas"]["ChatBody"]
     assert "messages" in chat["required"]
     assert {"temperature", "tools", "stop", "guided_json"} <= set(chat["properties"])

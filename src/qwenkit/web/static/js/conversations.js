@@ -74,37 +74,41 @@ export async function saveTurn(turn) {
     shown.tree.add(turn);
     emit(isKnown ? "turn" : "path", turn.id);
   }
-  await database.putAll("turns", [turn]);
+  await database.putAll("turns", [turn]).catch(() => emit("unsaved"));
   tell("turn", { conversation: turn.conversation, id: turn.id });
 }
 
-/** Adds a turn to the conversation that is shown, and shows it. @param {Partial<Turn> & { role: any }} values @returns {Promise<Turn>} */
-export async function addTurn(values) {
+/** Puts a turn into the conversation that is shown, and shows it; `keepTurn` then keeps it. @param {Partial<Turn> & { role: any }} values @returns {Turn} */
+export function placeTurn(values) {
   const turn = /** @type {Turn} */ ({ id: newId(), parent: null, content: "", created: Date.now(), ...values });
   turn.conversation = shown.current.id;
   // Two turns of one millisecond must keep their order.
   for (const each of shown.tree.variants(turn)) if (each.created >= turn.created) turn.created = each.created + 1;
   shown.tree.add(turn);
   shown.tree.choose(turn);
-  await keep(turn);
+  if (turn.state === "streaming") writing.set(turn.id, turn);
   emit("path", turn.id);
-  await database.putAll("turns", [turn]);
-  tell("turn", { conversation: turn.conversation, id: turn.id });
   return turn;
 }
 
-/** @param {Turn} turn the newest */
-async function keep(turn) {
-  const { current } = shown;
+/** Keeps a turn that was just placed, and with it its conversation. @param {Turn} turn */
+export async function keepTurn(turn) {
+  const { current, isNew } = shown;
   if (!current.named && !current.title && turn.role === "user") current.title = titleOf(turn);
   current.updated = Date.now();
   current.choices = shown.tree.keptChoices();
-  const isFirst = shown.isNew;
   shown.isNew = false;
-  if (isFirst) shown.list.unshift(current);
-  await database.putAll("conversations", [current]);
-  if (isFirst) emit("kept");
+  if (isNew) {
+    shown.list.unshift(current);
+    emit("kept");
+  }
+  try {
+    await Promise.all([database.putAll("conversations", [current]), database.putAll("turns", [turn])]);
+  } catch {
+    emit("unsaved");
+  }
   tell("conversation", { id: current.id });
+  tell("turn", { conversation: turn.conversation, id: turn.id });
   await loadList();
 }
 
@@ -126,7 +130,7 @@ export async function choose(turn) {
 /** Changes a conversation where it is kept. @param {string} id @param {(kept: Conversation) => Conversation} fn */
 export async function change(id, fn) {
   if (shown.current.id === id) Object.assign(shown.current, fn(shown.current));
-  await database.update("conversations", id, fn);
+  await database.update("conversations", id, fn).catch(() => emit("unsaved"));
   tell("conversation", { id });
   await loadList();
 }

@@ -2,7 +2,7 @@
 
 import { CallError, countTokens, streamChat } from "./api.js";
 import { emit, on } from "./bus.js";
-import { addTurn, saveTurn, shown, writing } from "./conversations.js";
+import { keepTurn, placeTurn, saveTurn, shown, writing } from "./conversations.js";
 import { modelFor, models } from "./models.js";
 import { bodyOf } from "./request.js";
 import { toolsOf } from "./tools.js";
@@ -32,7 +32,8 @@ on("gone", (/** @type {Turn[]} */ turns) => {
 /** Answers a turn; a second answer is a variant. @param {string} parent @returns {Promise<Turn>} the answer, at its end */
 export async function answer(parent) {
   const model = modelFor(shown.current.model);
-  const turn = await addTurn({ role: "assistant", parent, model: model ?? undefined, state: "streaming", stats: {} });
+  const turn = placeTurn({ role: "assistant", parent, model: model ?? undefined, state: "streaming", stats: {} });
+  keepTurn(turn);
   await write(turn, shown.tree.pathTo(parent), false);
   return turn;
 }
@@ -41,6 +42,8 @@ export async function answer(parent) {
 export async function continueAnswer(old) {
   const turn = { ...old, state: /** @type {const} */ ("streaming"), error: undefined };
   const path = [...shown.tree.pathTo(old.parent), turn];
+  writing.set(turn.id, turn);
+  saveTurn(turn);
   await write(turn, path, true);
 }
 
@@ -57,12 +60,9 @@ async function write(turn, path, isContinued) {
   });
   const controller = new AbortController();
   controllers.set(turn.id, controller);
-  writing.set(turn.id, turn);
-  const saved = saveTurn(turn);
   emit("busy", turn);
   const clock = new Clock(turn, isContinued);
   try {
-    await saved;
     for await (const chunk of streamChat(body, controller.signal)) take(turn, chunk, clock);
     if (turn.state === "streaming") turn.state = "done";
   } catch (error) {
@@ -72,7 +72,7 @@ async function write(turn, path, isContinued) {
     await clock.countSelf();
     controllers.delete(turn.id);
     writing.delete(turn.id);
-    await saveTurn(turn).catch(() => emit("unsaved"));
+    await saveTurn(turn);
     emit("busy", turn);
   }
 }
@@ -141,7 +141,7 @@ class Clock {
     this.first ||= this.last;
     if (this.last - this.saved < SAVE_EVERY) return;
     this.saved = this.last;
-    saveTurn(this.turn).catch(() => emit("unsaved"));
+    saveTurn(this.turn);
   }
 
   /** @param {any} usage */

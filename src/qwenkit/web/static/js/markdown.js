@@ -7,7 +7,7 @@ import { mathRule } from "./math.js";
 const CLASSES = /^(language-[\w+#.-]{1,40}|math|math-inline|math-display|align-(left|center|right))$/;
 const SAFE_LINK = /^(https?:|mailto:)/i;
 
-const md = new MarkdownIt({ html: false, linkify: true, breaks: false, maxNesting: 40 }).use(cjkFriendly).use(mathRule);
+const md = new MarkdownIt({ html: false, linkify: true, breaks: true, maxNesting: 40 }).use(cjkFriendly).use(mathRule);
 md.linkify.set({ fuzzyLink: false, fuzzyEmail: false });
 md.validateLink = (url) => SAFE_LINK.test(url.trim());
 

@@ -55,13 +55,19 @@ export function setPreferences(changes) {
   applyTheme();
 }
 
+const DARK = "(prefers-color-scheme: dark)";
+
 /** Shows the theme that was chosen. */
 export function applyTheme() {
-  const dark = window.matchMedia("(prefers-color-scheme: dark)").matches;
-  const theme = preferences.theme === "auto" ? (dark ? "dark" : "light") : preferences.theme;
-  document.documentElement.dataset.theme = theme;
-  const colour = theme === "dark" ? "#191816" : "#fbfaf8";
-  document.querySelector('meta[name="theme-color"]')?.setAttribute("content", colour);
+  const { theme } = preferences;
+  const isDark = theme === "dark" || (theme === "auto" && window.matchMedia(DARK).matches);
+  document.documentElement.dataset.theme = isDark ? "dark" : "light";
+  const sheet = /** @type {HTMLLinkElement} */ (document.getElementById("dark"));
+  sheet.media = theme === "auto" ? DARK : isDark ? "all" : "not all";
+  for (const meta of document.querySelectorAll('meta[name="theme-color"]')) {
+    const isFor = /** @type {HTMLMetaElement} */ (meta).content === "#191816";
+    meta.setAttribute("media", theme === "auto" ? `(prefers-color-scheme: ${isFor ? "dark" : "light"})` : isFor === isDark ? "all" : "not all");
+  }
 }
 
 let heldKey = "";

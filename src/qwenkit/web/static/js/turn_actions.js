@@ -1,7 +1,7 @@
 /** What a person can do with a turn. Knows nothing of how turns look. */
 
 import { announce, note } from "./announce.js";
-import { addTurn, fork, removeTurn, shown } from "./conversations.js";
+import { fork, keepTurn, placeTurn, removeTurn, shown } from "./conversations.js";
 import { answer, continueAnswer, isBusy } from "./generation.js";
 import { t } from "./language.js";
 
@@ -18,7 +18,8 @@ export async function send(content, attachments) {
   if (isBusy()) return;
   const path = shown.tree.path();
   const parent = path.length ? path[path.length - 1].id : null;
-  const turn = await addTurn({ role: "user", parent, content, ...(attachments.length && { attachments }) });
+  const turn = placeTurn({ role: "user", parent, content, ...(attachments.length && { attachments }) });
+  keepTurn(turn);
   await withNews(() => answer(turn.id));
 }
 
@@ -47,7 +48,8 @@ export async function editTurn(old, content, attachments, isSent) {
   const { role, parent, reasoning, model } = old;
   const isAnswer = role === "assistant";
   const extra = isAnswer ? { reasoning, model, state: /** @type {const} */ ("done"), edited: true } : {};
-  const turn = await addTurn({ role, parent, content, ...extra, ...(attachments.length && { attachments }) });
+  const turn = placeTurn({ role, parent, content, ...extra, ...(attachments.length && { attachments }) });
+  keepTurn(turn);
   if (isSent && !isAnswer) await withNews(() => answer(turn.id));
 }
 
@@ -79,8 +81,9 @@ export async function giveResults(turn, results) {
   if (isBusy()) return;
   let parent = turn.id;
   for (const [n, call] of (turn.calls ?? []).entries()) {
-    const { id } = await addTurn({ role: "tool", parent, content: results[n], callId: call.id, name: call.name });
-    parent = id;
+    const result = placeTurn({ role: "tool", parent, content: results[n], callId: call.id, name: call.name });
+    keepTurn(result);
+    parent = result.id;
   }
   await withNews(() => answer(parent));
 }
