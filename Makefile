@@ -29,10 +29,10 @@ chat: .venv/.core
 		exec $(BIN)/qwenkit chat -m "$$QWENKIT_MODEL"; \
 	fi
 
-# Two at a time, each on one thread; processes, servers and compilers one after the other.
+# Two at a time, each on one thread; then, one after the other, what measures time or memory.
 test: check
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile tests/unit tests/numerics
-	$(BIN)/python -m pytest tests/e2e tests/native
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m "not serial" tests
+	$(BIN)/python -m pytest -m serial tests/e2e
 
 check: .venv/.test test-data
 	scripts/check

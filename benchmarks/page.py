@@ -41,7 +41,7 @@ _FRAMES = """
 () => new Promise((done) => {
   const stamps = [];
   let shift = 0, blocked = 0;
-  new PerformanceObserver((list) => { for (const e of list.getEntries()) shift += e.value; })
+  new PerformanceObserver((list) => { for (const e of list.getEntries()) if (!e.hadRecentInput) shift += e.value; })
     .observe({ type: "layout-shift" });
   new PerformanceObserver((list) => { for (const e of list.getEntries()) blocked += e.duration - 50; })
     .observe({ type: "longtask" });

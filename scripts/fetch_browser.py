@@ -33,9 +33,11 @@ def _run(command: list[str]) -> bool:
 
 def _install() -> None:
     print("Fetching a browser for the tests of the page ...", flush=True)
-    if _run([sys.executable, "-m", "playwright", "install", "chromium"]) and find_browser():
+    may_install = os.geteuid() == 0 and shutil.which("apt-get") is not None
+    needs = ["--with-deps"] if may_install else []
+    if _run([sys.executable, "-m", "playwright", "install", *needs, "chromium"]) and find_browser():
         return
-    if os.geteuid() == 0 and shutil.which("apt-get"):
+    if may_install:
         for command in _DEBIAN:
             if not _run(command):
                 return

@@ -107,7 +107,7 @@ def main() -> None:
     }
     with (
         tempfile.TemporaryDirectory() as folder,
-        live(backend, pages=page_handlers(), served_names=("qwen-7b-chat",)) as server,
+        live(backend, pages=page_handlers(), served_names=("example",)) as server,
         sync_playwright() as playwright,
     ):
         browser = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from tests.support import forks
 from tests.support.process import QWENKIT, assert_one_sentence, environment, qwenkit
 from tests.support.terminal import Terminal
 from tests.support.tiny_models import write_model
@@ -30,6 +31,7 @@ def found_in(*arguments: str) -> dict[str, Any]:
     return found
 
 
+@pytest.mark.serial
 def test_the_default_model(smollm2_gguf: Path) -> None:
     found = found_in("-m", str(smollm2_gguf), *SMALL, "--repeats", "2")
     assert found["complete"] is True
@@ -85,6 +87,7 @@ def test_tables_files_and_options(folder: Path, tmp_path: Path) -> None:
     assert (tmp_path / "a.png").stat().st_size > 10_000
 
 
+@pytest.mark.serial
 def test_the_released_protocol(folder: Path) -> None:
     found = found_in("-m", str(folder), "--protocol", "qwen", "--output-tokens", "20,100", "--warmup", "0")
     assert [(r["kind"], r["prompt_tokens"], r["output_tokens"]) for r in found["results"]] == [
@@ -116,7 +119,7 @@ def test_the_released_protocol(folder: Path) -> None:
     ],
 )
 def test_what_does_not_fit_is_refused_first(folder: Path, arguments: tuple[str, ...], words: str) -> None:
-    assert words in assert_one_sentence(qwenkit("bench", "speed", "-m", str(folder), *arguments))
+    assert words in assert_one_sentence(forks.qwenkit("bench", "speed", "-m", str(folder), *arguments))
 
 
 def test_ctrl_c_still_reports(folder: Path) -> None:
@@ -149,6 +152,7 @@ def test_ctrl_c_leaves_json_whole(folder: Path) -> None:
     assert len(found["results"]) <= 1
 
 
+@pytest.mark.serial
 def test_doctor_expects_what_memory_allows(smollm2_gguf: Path) -> None:
     done = qwenkit("doctor", "--json")
     checks = {check["name"]: check for check in json.loads(done.stdout)}

@@ -103,6 +103,33 @@ def test_prefill_and_stop_sequences(client: anthropic.Anthropic) -> None:
     assert (message.stop_reason, message.stop_sequence) == ("stop_sequence", "Par")
 
 
+def test_a_tool_that_must_be_called(client: anthropic.Anthropic) -> None:
+    asked = COMMON | {"max_tokens": 60}
+    schema = {
+        "type": "object",
+        "properties": {"city": {"type": "string", "enum": ["Rome", "Oslo"]}},
+        "required": ["city"],
+        "additionalProperties": False,
+    }
+    message = client.messages.create(
+        **asked, tools=[TOOL | {"input_schema": schema}], tool_choice={"type": "tool", "name": "weather"}
+    )
+    (call,) = message.content
+    assert message.stop_reason == "tool_use"
+    assert call.type == "tool_use"
+    assert call.input["city"] in ("Rome", "Oslo")
+
+
+def test_what_the_cache_holds_is_counted_apart(client: anthropic.Anthropic) -> None:
+    asked = COMMON | {"max_tokens": 1, "system": "You know every capital of the world by heart. " * 20}
+    first, second = (client.messages.create(**asked).usage for _ in range(2))
+    assert second.cache_read_input_tokens
+    assert second.input_tokens < first.input_tokens
+    assert first.input_tokens + (first.cache_read_input_tokens or 0) == (
+        second.input_tokens + second.cache_read_input_tokens
+    )
+
+
 def test_structured_output(client: anthropic.Anthropic) -> None:
     class Answer(pydantic.BaseModel):
         capital: bool

@@ -193,9 +193,10 @@ def test_errors_are_those_the_client_knows(client: InferenceClient) -> None:
         list(other.text_generation("hi", stream=True))
 
 
-def test_tools_of_the_chat() -> None:
+@pytest.mark.parametrize("choice", ["auto", {"function": {"name": "weather"}}])
+def test_tools_of_the_chat(choice: Any) -> None:
     with live(scripted(CALL)) as server, InferenceClient(server.url) as client:
-        answer = client.chat_completion(ASKED, tools=[TOOL])
+        answer = client.chat_completion(ASKED, tools=[TOOL], tool_choice=choice)
     (call,) = answer.choices[0].message.tool_calls or []
     assert (call.function.name, json.loads(call.function.arguments)) == ("weather", {"city": "Rome"})
 

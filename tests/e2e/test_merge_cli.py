@@ -4,30 +4,27 @@ from __future__ import annotations
 
 import json
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 
 from tests.support.adapters import write_adapter
-from tests.support.process import assert_one_sentence, environment, qwenkit, together
+from tests.support.forks import qwenkit, together
+from tests.support.process import assert_one_sentence
 from tests.support.tiny_models import write_model
 
 # Breaks off in the middle of writing, from within, where no clock is needed to hit it.
 BREAKS_OFF = """
-import os, signal, sys
+import os
 from qwenkit.train import merge
-from qwenkit.cli import main
-write, number = merge.write_weights, int(sys.argv.pop())
+write = merge.write_weights
 def breaking(folder, entries, shard_bytes):
     entries = list(entries)
     write(folder, entries[: len(entries) // 2], shard_bytes)
-    os.kill(os.getpid(), number)
+    os.kill(os.getpid(), {number})
     return write(folder, entries, shard_bytes)
 merge.write_weights = breaking
-main.run()
 """
 
 
@@ -76,14 +73,7 @@ def test_a_folder_that_is_not_empty(folder: Path) -> None:
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
 def test_breaking_off(number: signal.Signals, folder: Path, tmp_path: Path) -> None:
     command = ["merge", str(folder / "adapter"), str(tmp_path / "out")]
-    done = subprocess.run(
-        [sys.executable, "-c", BREAKS_OFF, *command, str(int(number))],
-        capture_output=True,
-        text=True,
-        env=environment(),
-        timeout=600,
-        check=False,
-    )
+    done = qwenkit(*command, before=BREAKS_OFF.format(number=int(number)))
     left = {path.name for path in tmp_path.iterdir()}
     if number == signal.SIGINT:
         assert (done.returncode, left) == (130, set())

@@ -180,3 +180,53 @@ def test_seeds_matter(smollm2_server: LiveServer) -> None:
     turns = [{"role": "user", "content": QUESTIONS[0]}]
     found = {openai(Asker(smollm2_server), turns, SEEDED | {"seed": n}, False) for n in range(4)}
     assert len(found) > 1
+
+
+def test_calls_of_tools(smollm2_server: LiveServer) -> None:
+    """The function that must be called is called with the same arguments, however it was described."""
+    city = {"type": "string", "enum": ["Rome", "Oslo", "Lima"]}
+    schema = {
+        "type": "object",
+        "properties": {"city": city, "days": {"type": "integer", "minimum": 1, "maximum": 99}},
+        "required": ["city", "days"],
+        "additionalProperties": False,
+    }
+    named, turns = (
+        {"name": "weather", "description": "Tells the weather."},
+        [{"role": "user", "content": "How will the weather in Lima be this week?"}],
+    )
+    ask = Asker(smollm2_server)
+    chat = ask.value(
+        "/v1/chat/completions",
+        {
+            "messages": turns,
+            "tools": [{"type": "function", "function": named | {"parameters": schema}}],
+            "tool_choice": "required",
+            "parallel_tool_calls": False,
+            **GREEDY,
+        },
+    )
+    (call,) = chat["choices"][0]["message"]["tool_calls"]
+    expected = json.loads(call["function"]["arguments"])
+    response = ask.value(
+        "/v1/responses",
+        {
+            "input": turns,
+            "tools": [{"type": "function", **named, "parameters": schema}],
+            "tool_choice": "required",
+            "parallel_tool_calls": False,
+            **GREEDY,
+        },
+    )
+    assert json.loads(response["output"][0]["arguments"]) == expected
+    message = ask.value(
+        "/v1/messages",
+        {
+            "messages": turns,
+            "max_tokens": 200,
+            "tools": [named | {"input_schema": schema}],
+            "tool_choice": {"type": "any", "disable_parallel_tool_use": True},
+            **GREEDY,
+        },
+    )
+    assert message["content"][0]["input"] == expected

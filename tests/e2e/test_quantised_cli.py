@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from qwenkit.tokenizer.save import save_tokenizer
-from tests.support.process import QWENKIT, assert_one_sentence, environment, qwenkit, together
+from tests.support.forks import qwenkit, together
+from tests.support.process import QWENKIT, assert_one_sentence, environment
 from tests.support.quantised import as_version_2, changed, copied
 from tests.support.tiny_models import byte_tiktoken, write_text
 
@@ -44,7 +45,7 @@ def test_chat_and_generate(folders: dict[str, Path]) -> None:
 
 def test_the_reference_and_compiled_kernels_say_the_same(folders: dict[str, Path]) -> None:
     command = ("generate", "-m", str(folders[NAMES[0]]), "one two", "--dtype", "float32", "-n", "12")
-    plain = qwenkit(*command, env=environment(QWENKIT_ISA="reference"))
+    plain = qwenkit(*command, QWENKIT_ISA="reference")
     assert plain.returncode == 0
     assert qwenkit(*command).stdout == plain.stdout
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import signal
-import subprocess
 import time
 from pathlib import Path
 
 import pytest
 
-from tests.support.process import QWENKIT, assert_one_sentence, environment, qwenkit
+from tests.support.forks import Forked, begin, qwenkit
+from tests.support.process import assert_one_sentence
 from tests.support.tiny_models import write_model, write_text
 
 LAYERS = 80  # enough that a signal behind the first block finds many before it
@@ -42,16 +42,13 @@ def whole(model: Path, text: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     return out
 
 
-def begin(model: Path, out: Path, text: Path) -> subprocess.Popen[bytes]:
-    """Starts a run and waits until its first block is done."""
-    command = (QWENKIT, "quantize", str(model), str(out), "--calibration", str(text), *OPTIONS)
-    process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment(), start_new_session=True
-    )
+def started(model: Path, out: Path, text: Path) -> Forked:
+    """A run whose first block is done."""
+    process = begin("quantize", str(model), str(out), "--calibration", str(text), *OPTIONS)
     first = out.with_name("out.partial") / "block-00000.safetensors"
     deadline = time.monotonic() + 60
     while not first.exists():
-        assert process.poll() is None, process.communicate()
+        assert not process.has_ended, process.wait()
         assert time.monotonic() < deadline
         time.sleep(0.002)
     return process
@@ -70,23 +67,19 @@ def go_on(model: Path, out: Path, text: Path, whole: Path) -> None:
 
 
 def test_a_killed_run_goes_on_to_the_same_bytes(model: Path, text: Path, whole: Path, tmp_path: Path) -> None:
-    process = begin(model, tmp_path / "out", text)
-    process.kill()
-    process.communicate()
-    assert process.returncode == -signal.SIGKILL
+    process = started(model, tmp_path / "out", text)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait().returncode == -signal.SIGKILL
     go_on(model, tmp_path / "out", text, whole)
 
 
 def test_ctrl_c_says_how_to_go_on(model: Path, text: Path, whole: Path, tmp_path: Path) -> None:
-    process = begin(model, tmp_path / "out", text)
+    process = started(model, tmp_path / "out", text)
     process.send_signal(signal.SIGINT)
-    stdout, stderr = process.communicate(timeout=60)
-    assert process.returncode == 130
-    assert stdout == b""
-    assert (
-        stderr.decode().splitlines()[-1] == "qwenkit: stopped; run the same command again to go on from there"
-    )
-    assert b"Traceback" not in stderr
+    done = process.wait()
+    assert (done.returncode, done.stdout) == (130, "")
+    assert done.stderr.splitlines()[-1] == "qwenkit: stopped; run the same command again to go on from there"
+    assert "Traceback" not in done.stderr
     go_on(model, tmp_path / "out", text, whole)
 
 

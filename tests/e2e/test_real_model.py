@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.process import QWENKIT, environment, qwenkit, together
+from tests.support.forks import qwenkit, together
+from tests.support.process import QWENKIT, environment
 
 DATA = Path(__file__).parents[1] / "data"
 pytestmark = pytest.mark.usefixtures("smollm2_gguf")

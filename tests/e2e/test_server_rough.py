@@ -20,7 +20,19 @@ from typing import Any
 
 import pytest
 
-from tests.support.rough import Crowd, Heard, RoughServer, post, read_all, rough_server, stop, wait_until
+from tests.support.rough import (
+    Crowd,
+    Heard,
+    RoughServer,
+    limited_server,
+    post,
+    read_all,
+    rough_server,
+    stop,
+    wait_until,
+)
+
+pytestmark = pytest.mark.serial
 
 CODES = [f"{7919 * (n + 1) % 100000:05d}" for n in range(64)]
 REQUESTS: list[dict[str, Any]] = [
@@ -37,11 +49,8 @@ GENERATED = 'qwenkit_tokens_total{kind="generated"}'
 
 @pytest.fixture(scope="module")
 def server(smollm2_gguf: Path) -> Iterator[RoughServer]:
-    limits = ("--cache-gb", "0.1", "--max-queue", "300", "--max-body-mb", "10", "--stall-timeout", "2")
-    with rough_server(smollm2_gguf, *limits) as found:
+    with limited_server(smollm2_gguf) as found:
         yield found
-        wait_until(found.is_idle, 10)
-        assert found.num_sockets < 20, "connections were left open"
 
 
 @pytest.fixture(scope="module")

@@ -37,4 +37,4 @@ def test_addresses_and_undefined_behaviour(tmp_path: Path) -> None:
 
 
 def test_threads_of_the_pool(tmp_path: Path) -> None:
-    _sanitize("0", "pool", optimisation="-O1", tmp_path=tmp_path)
+    _sanitize("1", "pool", optimisation="-O1", tmp_path=tmp_path)

@@ -17,8 +17,10 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import traceback
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -27,6 +29,7 @@ from tests.support.process import Done, environment
 
 ROOT = Path(__file__).parents[2]
 TIMEOUT = 240
+_TURN = threading.Lock()
 _MODULES = ("qwenkit.llm", "qwenkit.backends.local", "qwenkit.quantize.run", "qwenkit.train.run")
 _SLOW = (
     "qwenkit.train.trainer",
@@ -75,6 +78,12 @@ def qwenkit(*arguments: str, **options: Any) -> Done:
     return begin(*arguments, **options).wait()
 
 
+def together(*commands: tuple[str, ...]) -> list[Done]:
+    """Several commands, two at a time."""
+    with ThreadPoolExecutor(2) as pool:
+        return list(pool.map(lambda command: qwenkit(*command), commands))
+
+
 def begin(
     *arguments: str,
     stdin: str = "",
@@ -103,10 +112,11 @@ def begin(
         "cwd": None if cwd is None else str(cwd),
         "environment": environment(**changes),
     }
-    parent = _parent()
-    assert parent.stdin is not None
-    parent.stdin.write(json.dumps(order) + "\n")
-    parent.stdin.flush()
+    with _TURN:
+        parent = _parent()
+        assert parent.stdin is not None
+        parent.stdin.write(json.dumps(order) + "\n")
+        parent.stdin.flush()
     return Forked(folder, arguments)
 
 

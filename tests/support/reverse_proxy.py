@@ -28,6 +28,8 @@ class Proxy:
         """Bytes of an event stream after which the line breaks; None: never."""
         self.is_down = False
         """Whether connections are closed at once."""
+        self.is_alone = False
+        """Whether the server behind it is gone, as far as it knows."""
         self.num_refused = 0
         """Connections that were."""
         self.server = _Listener(("127.0.0.1", 0), type("Handler", (_Handler,), {"proxy": self}))
@@ -57,6 +59,9 @@ class _Handler(BaseHTTPRequestHandler):
         body = self.rfile.read(length) if length else None
         if self.proxy.is_down:
             self.proxy.num_refused += 1
+            return
+        if self.proxy.is_alone:
+            self.send_error(502, "Bad Gateway", "<b>nobody</b> is behind")
             return
         if not self.path.startswith(f"{self.proxy.prefix}/"):
             self.send_error(404)

@@ -119,6 +119,16 @@ def rough_server(model: Path, *options: str, port: int = 0) -> Iterator[RoughSer
             process.communicate()
 
 
+@contextlib.contextmanager
+def limited_server(model: Path) -> Iterator[RoughServer]:
+    """One with little room and low limits, which must be idle and without connections in the end."""
+    limits = ("--cache-gb", "0.1", "--max-queue", "300", "--max-body-mb", "10", "--stall-timeout", "2")
+    with rough_server(model, *limits) as found:
+        yield found
+        wait_until(found.is_idle, 10)
+        assert found.num_sockets < 20, "connections were left open"
+
+
 def post(body: dict[str, Any], path: str = "/v1/completions", extra: str = "") -> bytes:
     """A request as bytes."""
     data = json.dumps(body).encode()

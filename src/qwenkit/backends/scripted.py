@@ -166,6 +166,8 @@ class ScriptedBackend:
         return [text[i : i + self._chunk] for i in range(0, len(text), self._chunk)], stop
 
     def _count(self, request: Request) -> int:
+        if not request.prompt:
+            raise InputError("an empty prompt cannot be continued; give at least one token")
         if self.tokenizer is None or self.template is None or not isinstance(request.prompt[0], Message):
             return len(request.prompt)
         messages = [m for m in request.prompt if isinstance(m, Message)]

@@ -32,7 +32,7 @@ async def messages(http: HttpRequest) -> Response:
     body = await read_body(http, MessagesBody, service.options.max_body_bytes)
     exchange = Exchange.of(http.scope)
     params = sampling_params(body)
-    plan = ChatPlan(_conversation(body, params, service, exchange), service.backend)
+    plan = ChatPlan(await service.prepare(_conversation, body, params, service, exchange), service.backend)
     shape = MessageShape(
         model=body.model or service.names[0],
         plan=plan,
@@ -51,14 +51,15 @@ async def count_tokens(http: HttpRequest) -> Response:
     service: Service = http.app.state.service
     body = await read_body(http, CountTokensBody, service.options.max_body_bytes)
     params = SamplingParams(constraint=constraint_of(body))
-    plan = ChatPlan(_conversation(body, params, service, Exchange.of(http.scope)), service.backend)
+    wanted = await service.prepare(_conversation, body, params, service, Exchange.of(http.scope))
+    plan = ChatPlan(wanted, service.backend)
     return JsonResponse({"input_tokens": await service.prepare(plan.count_tokens)})
 
 
 def _conversation(
     body: CountTokensBody, params: SamplingParams, service: Service, exchange: Exchange
 ) -> Conversation:
-    """What a body asks for.
+    """What a body asks for; runs in another thread, since it may be long.
 
     Raises:
         ApiError: it cannot be honoured.

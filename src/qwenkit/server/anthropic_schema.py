@@ -53,7 +53,6 @@ class OfferedToolBody(Body):
     type: str | None = None
     description: str | None = None
     input_schema: dict[str, Any] | None = None
-    strict: bool | None = None
     defer_loading: bool | None = None
     allowed_callers: list[str] | None = None
 

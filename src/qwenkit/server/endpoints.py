@@ -112,12 +112,13 @@ TGI = Protocol(
         Endpoint("/generate", generate_api.generate, TgiBody, STREAMED),
         Endpoint("/generate_stream", tgi.generate_stream, TgiBody, STREAMED),
         Endpoint("/", tgi.compat_generate, TgiBody, STREAMED),
+        Endpoint("/", system_api.health),
         Endpoint("/info", tgi.info),
     ),
     render_error=tgi_shapes.error_body,
     error_model=TgiErrorBody,
     errors=tgi_shapes.ERRORS,
-    model_names=("tgi", "dummy"),
+    model_names=("tgi", "dummy", ""),
 )
 VLLM_DEMO = Protocol(
     name=generate_api.VLLM_DEMO,

@@ -11,7 +11,14 @@ from qwenkit.server.bodies import Body, Refusals, refuse_fields
 from qwenkit.server.conversation import template_knows
 from qwenkit.server.errors import refuse
 from qwenkit.server.openai_schema import ResponseFormatBody, SamplingBody, StructuredOutputsBody
-from qwenkit.server.sampling import check_token_ids, either, make_sampling, read_logit_bias, texts
+from qwenkit.server.sampling import (
+    check_token_ids,
+    either,
+    make_sampling,
+    object_schema,
+    read_logit_bias,
+    texts,
+)
 
 _STORED = "replies are not stored here; leave store out"
 REFUSED: Refusals = {
@@ -178,4 +185,6 @@ def _valued_format(body: ResponseFormatBody) -> Constraint:
     if body.type not in ("json", "json_object", "regex") or body.json_schema is not None:
         sentence = "response_format.value goes with the types json, json_object and regex; leave it out"
         raise refuse(sentence, "response_format.value", "invalid_value")
-    return Constraint(kind="regex" if body.type == "regex" else "json_schema", value=body.value)
+    if body.type == "regex":
+        return Constraint(kind="regex", value=body.value)
+    return Constraint(kind="json_schema", value=object_schema(body.value))

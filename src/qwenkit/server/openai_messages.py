@@ -159,7 +159,7 @@ def _spec(body: FunctionBody) -> ToolSpec:
 
 
 def _named(body: ToolChoiceBody, tools: tuple[ToolSpec, ...]) -> ToolSpec:
-    if body.type != "function" or body.function is None:
+    if body.type not in (None, "function") or body.function is None:
         sentence = 'tool_choice must be a text or {"type": "function", "function": {"name": NAME}}'
         raise refuse(sentence, "tool_choice", "invalid_value")
     return find_tool(body.function.name, tools, "tool_choice")

@@ -26,7 +26,7 @@ async def show_model(http: HttpRequest) -> Response:
     """One model by its name."""
     service: Service = http.app.state.service
     name = http.path_params["model"]
-    service.adapter_of(name)  # raises where there is none
+    service.adapter_of(name, is_shown=True)  # raises where there is none
     return JsonResponse(_model(service, name))
 
 

@@ -97,7 +97,7 @@ class AllowedToolsBody(Body):
 class ToolChoiceBody(Body):
     """Which tool must be called."""
 
-    type: str
+    type: str | None = None
     function: NameBody | None = None
     allowed_tools: AllowedToolsBody | None = None
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -24,12 +25,13 @@ from qwenkit.server.responses_fields import (
     constraint_of,
     read_tools,
     sampling_params,
+    unused,
 )
-from qwenkit.server.responses_items import Item, new_id, read_items
+from qwenkit.server.responses_items import Item, new_id, read_items, size_of
 from qwenkit.server.responses_messages import to_messages
 from qwenkit.server.responses_reply import ResponseCollector, ResponseEncoder, ResponseShape
 from qwenkit.server.responses_schema import InputTokensBody, ResponsesBody
-from qwenkit.server.responses_stored import Kept, context_of, find_item, keep
+from qwenkit.server.responses_stored import Kept, context_of, item_finder, keep
 from qwenkit.server.sampling import either
 from qwenkit.server.service import Service
 from qwenkit.server.sse import EventStream
@@ -42,11 +44,12 @@ async def create(http: HttpRequest) -> Response:
     body = await read_body(http, ResponsesBody, service.options.max_body_bytes)
     exchange = Exchange.of(http.scope)
     refuse_fields(body, REFUSED)
-    check_fields(body, exchange.ignored_fields)
+    check_fields(body)
+    exchange.ignored_fields += unused(body)
     keeps = _keeps(body, service)
-    items = _items(body, service, exchange)
     params = sampling_params(body)
-    plan = ChatPlan(await _conversation(body, items, params, service, exchange), service.backend)
+    asked = await _read(body, params, service, exchange)
+    plan = ChatPlan(asked.conversation, service.backend)
     shape = ResponseShape(
         head=_head(body, service, params, keeps=keeps),
         plan=plan,
@@ -55,11 +58,11 @@ async def create(http: HttpRequest) -> Response:
         seals_thoughts=ENCRYPTED in (body.include or ()),
     )
     if body.background:
-        return await _in_background(http, shape, items, is_streamed=bool(body.stream))
+        return await _in_background(http, shape, asked, is_streamed=bool(body.stream))
 
     def finish(response: dict[str, Any]) -> None:
         if keeps:
-            keep(service, exchange.key, Kept(response, items))
+            keep(service, exchange.key, Kept(response, asked.items, asked.size))
 
     if body.stream:
         return await stream_answer(service, http, plan.build, partial(ResponseEncoder, shape, finish))
@@ -72,15 +75,14 @@ async def input_tokens(http: HttpRequest) -> Response:
     body = await read_body(http, InputTokensBody, service.options.max_body_bytes)
     exchange = Exchange.of(http.scope)
     refuse_fields(body, REFUSED)
-    items = _items(body, service, exchange)
-    params = SamplingParams(constraint=constraint_of(body))
-    plan = ChatPlan(await _conversation(body, items, params, service, exchange), service.backend)
-    tokens = await service.prepare(plan.count_tokens)
+    exchange.ignored_fields += unused(body)
+    asked = await _read(body, SamplingParams(constraint=constraint_of(body)), service, exchange)
+    tokens = await service.prepare(ChatPlan(asked.conversation, service.backend).count_tokens)
     return JsonResponse({"object": "response.input_tokens", "input_tokens": tokens})
 
 
 async def _in_background(
-    http: HttpRequest, shape: ResponseShape, items: list[Item], *, is_streamed: bool
+    http: HttpRequest, shape: ResponseShape, asked: _Asked, *, is_streamed: bool
 ) -> Response:
     service: Service = http.app.state.service
     owner = Exchange.of(http.scope).key
@@ -91,7 +93,7 @@ async def _in_background(
             keep(service, owner, kept)
 
     run = Run(service, shape, generation, finish)
-    kept = Kept(run.response, items, run)
+    kept = Kept(run.response, asked.items, asked.size, run)
     keep(service, owner, kept)
     if not is_streamed:
         return JsonResponse(run.response)
@@ -118,33 +120,49 @@ def _keeps(body: ResponsesBody, service: Service) -> bool:
     return keeps
 
 
-def _items(body: InputTokensBody, service: Service, exchange: Exchange) -> list[Item]:
-    """The whole conversation.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Asked:
+    """What a body asks for."""
 
-    Raises:
-        ApiError: there is none, or it cannot be read.
-    """
-    earlier = context_of(service, exchange.key, body.previous_response_id)
-    items = [*earlier, *read_items(body.input, partial(find_item, service, exchange.key))]
-    if not items:
-        raise refuse("input is missing; give a text or items", "input", "missing_field")
-    return items
+    items: list[Item]
+    """The whole conversation."""
+    size: int
+    """Bytes of the items."""
+    conversation: Conversation
 
 
-async def _conversation(
-    body: InputTokensBody,
-    items: list[Item],
-    params: SamplingParams,
-    service: Service,
-    exchange: Exchange,
-) -> Conversation:
+async def _read(
+    body: InputTokensBody, params: SamplingParams, service: Service, exchange: Exchange
+) -> _Asked:
     """What a body asks for.
 
     Raises:
         ApiError: it cannot be honoured.
     """
-    adapter, use = service.adapter_of(body.model), read_tools(body)
-    check_chat(service.backend, "input")
+    # The store belongs to the event loop; the rest may be long.
+    earlier = context_of(service, exchange.key, body.previous_response_id)
+    find = item_finder(service, exchange.key)
+
+    def read() -> _Asked:
+        items = [*earlier, *read_items(body.input, find)]
+        if not items:
+            raise refuse("input is missing; give a text or items", "input", "missing_field")
+        conversation = _conversation(body, items, params, service, exchange.ignored_fields)
+        return _Asked(items=items, size=size_of(items), conversation=conversation)
+
+    return await service.prepare(read)
+
+
+def _conversation(
+    body: InputTokensBody, items: list[Item], params: SamplingParams, service: Service, ignored: list[str]
+) -> Conversation:
+    """The items with all that the body says about answering them.
+
+    Raises:
+        ApiError: it cannot be honoured.
+    """
+    adapter, use, backend = service.adapter_of(body.model), read_tools(body), service.backend
+    check_chat(backend, "input")
     if params.constraint is not None and use.tools:
         sentence = (
             "a form for the answer and tools contradict each other; give one of them, or tool_choice none"
@@ -155,12 +173,10 @@ async def _conversation(
         messages=to_messages(body.instructions, items),
         params=params,
         use=use,
-        template_options=effort_options(effort, "reasoning.effort", service.backend, exchange.ignored_fields),
+        template_options=effort_options(effort, "reasoning.effort", backend, ignored),
         adapter=adapter,
     )
-    if body.truncation == "auto":
-        return await service.prepare(drop_oldest, wanted, service.backend)
-    return wanted
+    return drop_oldest(wanted, backend) if body.truncation == "auto" else wanted
 
 
 def _head(body: ResponsesBody, service: Service, params: SamplingParams, *, keeps: bool) -> dict[str, Any]:

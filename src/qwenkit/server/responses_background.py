@@ -72,7 +72,7 @@ class Run:
         try:
             await self._watch.run(self._collect())
         except _Cancelled:
-            self._writer.cancel()
+            self._add(self._writer.cancel())
         except Exception as error:
             failure = describe(error)
             if failure is not error and failure.status >= 500:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 from qwenkit.chat.tools import ToolChoice
@@ -44,8 +45,8 @@ _WITHOUT_EFFECT = (
 _MAX_METADATA = (16, 64, 512)
 
 
-def check_fields(body: ResponsesBody, ignored: list[str]) -> None:
-    """Checks fields that say nothing to the model, and names those without effect.
+def check_fields(body: ResponsesBody) -> None:
+    """Checks fields that say nothing to the model.
 
     Raises:
         ApiError: one has a value that is not possible.
@@ -54,8 +55,6 @@ def check_fields(body: ResponsesBody, ignored: list[str]) -> None:
         if name not in (LOGPROBS, ENCRYPTED, *_WITHOUT_EFFECT):
             sentence = f"include holds {name!r:.60}; use {LOGPROBS} or {ENCRYPTED}"
             raise refuse(sentence, "include", "invalid_value")
-        if name in _WITHOUT_EFFECT:
-            ignored.append(f"include.{name}")
     entries, longest_key, longest_value = _MAX_METADATA
     metadata = body.metadata or {}
     if len(metadata) > entries or any(
@@ -64,14 +63,19 @@ def check_fields(body: ResponsesBody, ignored: list[str]) -> None:
         limit = f"{entries} entries, keys of {longest_key} and values of {longest_value} characters"
         raise refuse(f"metadata holds too much; use at most {limit}", "metadata", "invalid_value")
     check_limit("max_tool_calls", body.max_tool_calls)
-    ignored += [n for n in _NO_EFFECT if getattr(body, n) is not None]
+
+
+def unused(body: InputTokensBody) -> Iterator[str]:
+    """Names of fields that have no effect."""
+    names = ("max_tool_calls", "user", "safety_identifier", "prompt_cache_key")
+    yield from (name for name in names if getattr(body, name, None) is not None)
+    yield from (f"include.{name}" for name in getattr(body, "include", None) or () if name in _WITHOUT_EFFECT)
     if body.text is not None and body.text.verbosity is not None:
-        ignored.append("text.verbosity")
+        yield "text.verbosity"
     if body.reasoning is not None and body.reasoning.summary is not None:
-        ignored.append("reasoning.summary")
-
-
-_NO_EFFECT = ("max_tool_calls", "user", "safety_identifier", "prompt_cache_key")
+        yield "reasoning.summary"
+    # only calls that are required are written under a grammar
+    yield from (f"tools[{n}].strict" for n, tool in enumerate(body.tools or ()) if tool.strict)
 
 
 def sampling_params(body: ResponsesBody) -> SamplingParams:

@@ -15,7 +15,8 @@ Item: TypeAlias = dict[str, Any]
 """As it is sent to clients."""
 Finder: TypeAlias = Callable[[str], Item | None]
 """Finds an item by its id among those that are kept."""
-_PREFIXES = {"message": "msg", "function_call": "fc", "function_call_output": "fco", "reasoning": "rs"}
+PREFIXES = {"message": "msg", "function_call": "fc", "function_call_output": "fco", "reasoning": "rs"}
+"""How ids of items begin."""
 
 
 def new_id(prefix: str) -> str:
@@ -44,7 +45,7 @@ def _item(body: ItemBody, where: str, find: Finder) -> Item:
     if read is None:
         sentence = f"{where} is {kind!r:.60}, which is not offered here; use {', '.join(_READERS)}"
         raise refuse(sentence, f"{where}.type", "unsupported_content")
-    head = {"id": body.id or new_id(_PREFIXES[kind]), "type": kind, "status": "completed"}
+    head = {"id": body.id or new_id(PREFIXES[kind]), "type": kind, "status": "completed"}
     return {**head, **read(body, where)}
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 from qwenkit.chat.parser import ReplyDelta
@@ -13,7 +13,7 @@ from qwenkit.server.conversation import ChatPlan
 from qwenkit.server.errors import ApiError
 from qwenkit.server.generation import Generation
 from qwenkit.server.replies import Replies
-from qwenkit.server.responses_items import Item, new_id
+from qwenkit.server.responses_items import PREFIXES, Item, new_id
 from qwenkit.server.sse import event
 from qwenkit.server.thoughts import seal
 from qwenkit.server.token_text import chat_logprobs, token_bytes
@@ -37,6 +37,33 @@ class ResponseShape:
     """Whether thoughts are also given as text that clients only send back."""
 
 
+@dataclass(slots=True)
+class _Open:
+    """The item under way."""
+
+    item: Item
+    index: int
+    """Its place among the items of the response."""
+    pieces: list[str] = field(default_factory=list)
+    logprobs: list[dict[str, Any] | None] = field(default_factory=list)
+
+    @property
+    def kind(self) -> str:
+        """What type it has."""
+        return str(self.item["type"])
+
+    @property
+    def place(self) -> dict[str, Any]:
+        """What events about it have in common."""
+        place = {"item_id": self.item["id"], "output_index": self.index}
+        return place | {"content_index": 0} if self.kind in _PARTS else place
+
+    def part(self) -> dict[str, Any]:
+        """Its only content part, as far as it has come."""
+        part: dict[str, Any] = {"type": _PARTS[self.kind], "text": "".join(self.pieces)}
+        return part | {"annotations": [], "logprobs": list(self.logprobs)} if self.kind == "message" else part
+
+
 class ResponseWriter:
     """One response under way.
 
@@ -48,21 +75,18 @@ class ResponseWriter:
     def __init__(self, shape: ResponseShape, generation: Generation) -> None:
         self._shape = shape
         self.response: dict[str, Any] = {**shape.head, "output": []}
+        """As far as it has come: finished items."""
         self._replies = Replies(shape.plan, generation)
         self._number = 0
-        self._item: Item | None = None
-        self._pieces: list[str] = []
-        self._logprobs: list[dict[str, Any] | None] = []
-        """Of the text that the item under way holds."""
+        self._open: _Open | None = None
         self._unsaid: list[TokenLogprob] = []
         """Of tokens whose text is still held back."""
         self._has_called = False
 
     def start(self) -> list[Event]:
         """The first events."""
-        if self.response["status"] == "queued":
-            return [self._about("response.created"), self._about("response.queued")]
-        return [self._about("response.created"), self._about("response.in_progress")]
+        second = "queued" if self.response["status"] == "queued" else "in_progress"
+        return [self._about("response.created"), self._about(f"response.{second}")]
 
     def push(self, deltas: Sequence[tuple[int, Delta]]) -> list[Event]:
         """Events for what is new."""
@@ -80,41 +104,42 @@ class ResponseWriter:
 
     def end(self) -> list[Event]:
         """The last events."""
-        reply = self._replies.all[0]
-        is_cut = reply.finish_reason == "length"
+        is_cut = self._replies.all[0].finish_reason == "length"
         status = "incomplete" if is_cut else "completed"
         events = self._close(status)
-        usage = self._replies.usage()
         self.response |= {
             "status": status,
             "incomplete_details": {"reason": "max_output_tokens"} if is_cut else None,
             "completed_at": None if is_cut else int(time.time()),
-            "usage": {
-                "input_tokens": usage.prompt_tokens,
-                "input_tokens_details": {"cached_tokens": usage.cached_tokens, "cache_write_tokens": 0},
-                "output_tokens": usage.completion_tokens,
-                "output_tokens_details": {"reasoning_tokens": self._reasoning_tokens()},
-                "total_tokens": usage.prompt_tokens + usage.completion_tokens,
-            },
+            "usage": self._usage(),
         }
         return [*events, self._about(f"response.{status}")]
 
     def fail(self, error: ApiError) -> list[Event]:
         """The last events of a response that could not be finished."""
-        self._close("incomplete")
+        events = self._close("incomplete")
         codes = {429: "rate_limit_exceeded"}
         code = codes.get(error.status, "invalid_prompt" if error.status < 500 else "server_error")
         self.response |= {"status": "failed", "error": {"code": code, "message": error.message}}
         said = {"code": error.code or code, "message": error.message, "param": error.param}
-        return [self._event("error", **said), self._about("response.failed")]
+        return [*events, self._event("error", **said), self._about("response.failed")]
 
-    def cancel(self) -> None:
-        """Nobody wants the rest."""
-        self._close("incomplete")
+    def cancel(self) -> list[Event]:
+        """The last events of a response of which nobody wants the rest; none of them says so."""
+        events = self._close("incomplete")
         self.response["status"] = "cancelled"
+        return events
 
-    def _reasoning_tokens(self) -> int:
-        return self._replies.all[0].reasoning_tokens if self._shape.plan.has_reasoning else 0
+    def _usage(self) -> dict[str, Any]:
+        usage, reply = self._replies.usage(), self._replies.all[0]
+        thought = reply.reasoning_tokens if self._shape.plan.has_reasoning else 0
+        return {
+            "input_tokens": usage.prompt_tokens,
+            "input_tokens_details": {"cached_tokens": usage.cached_tokens, "cache_write_tokens": 0},
+            "output_tokens": usage.completion_tokens,
+            "output_tokens_details": {"reasoning_tokens": thought},
+            "total_tokens": usage.prompt_tokens + usage.completion_tokens,
+        }
 
     def _event(self, kind: str, **fields: Any) -> Event:
         self._number += 1
@@ -123,34 +148,39 @@ class ResponseWriter:
     def _about(self, kind: str) -> Event:
         return self._event(kind, response={**self.response, "output": list(self.response["output"])})
 
-    def _of_item(self, kind: str, **fields: Any) -> Event:
-        item = self._item or {}
-        place = {"item_id": item.get("id"), "output_index": len(self.response["output"])}
-        if item.get("type") in _PARTS:
-            place["content_index"] = 0
-        return self._event(kind, **place, **fields)
-
     def _add(self, part: ReplyDelta) -> list[Event]:
         events: list[Event] = []
         if part.reasoning:
             self._unsaid = []  # log-probabilities are the answer's
-            events += self._open("reasoning", {"summary": [], "content": []})
-            events.append(self._delta(part.reasoning))
+            events += self._think(part.reasoning)
         if part.content:
             events += self._say(part.content)
         for call in part.tool_calls:
             events += self._call(call)
         return events
 
+    def _think(self, text: str) -> list[Event]:
+        events: list[Event] = []
+        if self._open is None or self._open.kind != "reasoning":
+            events = self._begin("reasoning", {"summary": [], "content": []})
+        return events + self._delta(text)
+
     def _say(self, text: str) -> list[Event]:
         events: list[Event] = []
-        if self._item is None or self._item["type"] != "message":
+        if self._open is None or self._open.kind != "message":
             if self._has_called:  # the line end that parts it from what was said before the call
                 text = text.removeprefix("\n")
             self._drop_tags(text.encode("utf-8", "replace"))
-            events = self._open("message", {"role": "assistant", "content": []})
-        logprobs = self._take_logprobs()
-        return [*events, self._delta(text, logprobs=logprobs)]
+            events = self._begin("message", {"role": "assistant", "content": []})
+        return events + self._delta(text, logprobs=self._take_logprobs())
+
+    def _call(self, call: ToolCallDelta) -> list[Event]:
+        events: list[Event] = []
+        if call.id is not None:
+            self._has_called, self._unsaid = True, []
+            fields = {"call_id": call.id, "name": call.name or "", "arguments": ""}
+            events = self._begin("function_call", fields)
+        return events + self._delta(call.arguments) if call.arguments else events
 
     def _drop_tags(self, text: bytes) -> None:
         """Forgets tokens before those that say ``text``: what parted it from a thought."""
@@ -161,71 +191,49 @@ class ResponseWriter:
     def _take_logprobs(self) -> list[dict[str, Any] | None]:
         logprobs = chat_logprobs(self._shape.tokenizer, self._unsaid)
         self._unsaid = []
-        self._logprobs += logprobs
         return logprobs
 
-    def _call(self, call: ToolCallDelta) -> list[Event]:
-        events: list[Event] = []
-        if call.id is not None:
-            self._has_called, self._unsaid = True, []
-            item = {"call_id": call.id, "name": call.name or "", "arguments": ""}
-            events = self._open("function_call", item, is_new=True)
-        return [*events, self._delta(call.arguments)] if call.arguments else events
-
-    def _open(self, kind: str, fields: Item, *, is_new: bool = False) -> list[Event]:
-        """Begins an item, unless it is under way."""
-        if self._item is not None and self._item["type"] == kind and not is_new:
-            return []
+    def _begin(self, kind: str, fields: Item) -> list[Event]:
+        """Opens an item, after the one before it."""
         events = self._close("completed")
-        prefix = {"message": "msg", "reasoning": "rs", "function_call": "fc"}[kind]
-        item = {"id": new_id(prefix), "type": kind, "status": "in_progress", **fields}
-        self._item = item
-        place = len(self.response["output"])
-        events.append(self._event("response.output_item.added", output_index=place, item=dict(item)))
+        item = {"id": new_id(PREFIXES[kind]), "type": kind, "status": "in_progress", **fields}
+        opened = self._open = _Open(item, len(self.response["output"]))
+        events.append(self._event("response.output_item.added", output_index=opened.index, item=dict(item)))
         if kind in _PARTS:
-            events.append(self._of_item("response.content_part.added", part=self._part("")))
+            events.append(self._event("response.content_part.added", **opened.place, part=opened.part()))
         return events
 
-    def _delta(self, text: str, **fields: Any) -> Event:
-        self._pieces.append(text)
-        kind = self._item["type"] if self._item else ""
-        return self._of_item(f"response.{_NAMES[kind]}.delta", delta=text, **fields)
-
-    def _part(self, text: str) -> dict[str, Any]:
-        kind = _PARTS[self._item["type"]] if self._item else ""
-        part: dict[str, Any] = {"type": kind, "text": text}
-        if kind == "output_text":
-            part |= {"annotations": [], "logprobs": list(self._logprobs)}
-        return part
+    def _delta(self, text: str, **fields: Any) -> list[Event]:
+        opened = self._open
+        if opened is None:
+            return []
+        opened.pieces.append(text)
+        opened.logprobs += fields.get("logprobs", ())
+        return [self._event(f"response.{_NAMES[opened.kind]}.delta", **opened.place, delta=text, **fields)]
 
     def _close(self, status: str) -> list[Event]:
         """Ends the item under way, if there is one."""
-        item, text = self._item, "".join(self._pieces)
-        if item is None:
+        opened, self._open = self._open, None
+        if opened is None:
             return []
-        kind = item["type"]
-        if kind == "message":
-            self._take_logprobs()
-        name = f"response.{_NAMES[kind]}.done"
-        if kind in _PARTS:
-            part = self._part(text)
-            extra = {"logprobs": part["logprobs"]} if kind == "message" else {}
-            events = [
-                self._of_item(name, text=text, **extra),
-                self._of_item("response.content_part.done", part=part),
-            ]
-            item["content"] = [part]
+        item, kind, name = opened.item, opened.kind, f"response.{_NAMES[opened.kind]}.done"
+        if kind == "function_call":
+            item["arguments"] = "".join(opened.pieces)
+            events = [self._event(name, **opened.place, name=item["name"], arguments=item["arguments"])]
         else:
-            events = [self._of_item(name, arguments=text, name=item["name"])]
-            item["arguments"] = text
+            opened.logprobs += self._take_logprobs() if kind == "message" else ()
+            part = opened.part()
+            said = {name: value for name, value in part.items() if name in ("text", "logprobs")}
+            item["content"] = [part]
+            events = [
+                self._event(name, **opened.place, **said),
+                self._event("response.content_part.done", **opened.place, part=part),
+            ]
         if kind == "reasoning" and self._shape.seals_thoughts:
-            item["encrypted_content"] = seal(text)
+            item["encrypted_content"] = seal("".join(opened.pieces))
         item["status"] = status
-        place = len(self.response["output"])
-        events.append(self._event("response.output_item.done", output_index=place, item=item))
         self.response["output"].append(item)
-        self._item, self._pieces, self._logprobs = None, [], []
-        return events
+        return [*events, self._event("response.output_item.done", output_index=opened.index, item=item)]
 
 
 Finish: TypeAlias = Callable[[dict[str, Any]], None]

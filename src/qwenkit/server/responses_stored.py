@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
@@ -12,7 +12,7 @@ from qwenkit.server.answering import JsonResponse
 from qwenkit.server.errors import ApiError, refuse
 from qwenkit.server.exchange import Exchange
 from qwenkit.server.responses_background import Follower, Run
-from qwenkit.server.responses_items import Item, size_of
+from qwenkit.server.responses_items import Finder, Item
 from qwenkit.server.service import Service
 from qwenkit.server.sse import EventStream, to_json
 
@@ -26,6 +26,8 @@ class Kept:
     response: dict[str, Any]
     items: list[Item]
     """The whole conversation before it, so that no other response is needed to go on from it."""
+    items_size: int
+    """Bytes of it."""
     run: Run | None = None
     """Of a response in the background."""
 
@@ -33,7 +35,7 @@ class Kept:
     def size(self) -> int:
         """Bytes it takes, about; what it shares with others counts in full."""
         events = self.run.size if self.run is not None else 0
-        return size_of(self.items) + len(to_json(self.response)) + events
+        return self.items_size + len(to_json(self.response)) + events
 
 
 def keep(service: Service, owner: bytes | None, kept: Kept) -> None:
@@ -58,13 +60,22 @@ def context_of(service: Service, owner: bytes | None, id_: str | None) -> list[I
     return [*kept.items, *kept.response["output"]]
 
 
-def find_item(service: Service, owner: bytes | None, id_: str) -> Item | None:
-    """An item of any response that is kept for the same key."""
-    for kept in service.stored.all_of(owner):
-        for item in (*kept.response["output"], *kept.items):
-            if item["id"] == id_:
-                return cast(Item, item)
-    return None
+def item_finder(service: Service, owner: bytes | None) -> Finder:
+    """Finds items of all responses that are kept for the same key; looks through them once, when first asked.
+
+    It may be asked in another thread.
+    """
+    known: dict[str, Item] = {}
+    all_kept = list(service.stored.all_of(owner))
+
+    def find(id_: str) -> Item | None:
+        if not known:
+            for kept in all_kept:
+                for item in (*kept.response["output"], *kept.items):
+                    known.setdefault(item["id"], item)
+        return known.get(id_)
+
+    return find
 
 
 def _find(service: Service, owner: bytes | None, id_: str, field: str | None = None) -> Kept:

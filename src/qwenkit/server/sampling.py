@@ -117,3 +117,9 @@ def read_logit_bias(bias: Mapping[str, float], vocab_size: int) -> dict[int, flo
             sentence = f"logit_bias holds {key[:40]!r}; its keys are token ids from 0 to {vocab_size - 1}"
             raise refuse(sentence, "logit_bias", "invalid_value")
     return {int(key): value for key, value in bias.items()}
+
+
+def object_schema(schema: Any) -> Any:
+    """A schema that lists properties without a type means objects, among clients of text-generation-inference."""
+    is_open = isinstance(schema, dict) and "properties" in schema and "type" not in schema
+    return {"type": "object", **schema} if is_open else schema

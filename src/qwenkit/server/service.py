@@ -58,8 +58,12 @@ class Service:
         """Requests for text under way."""
         return len(self._live)
 
-    def adapter_of(self, model: str | None) -> str | None:
+    def adapter_of(self, model: str | None, *, is_shown: bool = False) -> str | None:
         """The adapter that a model name stands for; None is the model itself, as is a request without a name.
+
+        Args:
+            model: the name.
+            is_shown: whether it must be one that is shown.
 
         Raises:
             ApiError: there is no such model.
@@ -69,7 +73,7 @@ class Service:
         adapters = self.backend.adapters
         if model in adapters:
             return model
-        if model in self.aliases:
+        if model in self.aliases and not is_shown:
             return None
         known = (*self.names, *adapters)
         message = f"the model {model!r:.200} is not served here, only {', '.join(known)}{did_you_mean(model, known)}"

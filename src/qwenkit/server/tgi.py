@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import secrets
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
@@ -16,7 +18,14 @@ from qwenkit.core.types import Constraint, Request, SamplingParams
 from qwenkit.server.answering import JsonResponse, stream_answer, whole_answer
 from qwenkit.server.bodies import read_body
 from qwenkit.server.errors import refuse
-from qwenkit.server.sampling import MAX_STOPS, check_limit, check_logprobs, either, make_sampling
+from qwenkit.server.sampling import (
+    MAX_STOPS,
+    check_limit,
+    check_logprobs,
+    either,
+    make_sampling,
+    object_schema,
+)
 from qwenkit.server.service import Service
 from qwenkit.server.tgi_reply import TgiCollector, TgiEncoder, TgiShape
 from qwenkit.server.tgi_schema import TgiBody, TgiGrammarBody, TgiParametersBody
@@ -225,6 +234,19 @@ def _constraint(grammar: TgiGrammarBody) -> Constraint:
         sentence = f"grammar.type={grammar.type!r:.40} is unknown; use json, json_schema or regex"
         raise refuse(sentence, "parameters.grammar.type", "invalid_value")
     try:
-        return Constraint(kind="regex" if grammar.type == "regex" else "json_schema", value=value)
+        if grammar.type == "regex":
+            return Constraint(kind="regex", value=value)
+        return Constraint(kind="json_schema", value=_schema(value))
     except InputError as error:
         raise refuse(str(error), "parameters.grammar.value", "invalid_value") from None
+
+
+def _schema(value: Any) -> Any:
+    """A schema, which may come as text."""
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except (ValueError, RecursionError):
+            sentence = "grammar.value is text that is no JSON; send the schema as an object"
+            raise refuse(sentence, "parameters.grammar.value", "invalid_value") from None
+    return object_schema(value)

@@ -77,6 +77,19 @@ def test_a_question_that_found_nobody_is_asked_again(open_page: OpenPage, proxy:
     page.close()
 
 
+def test_an_error_in_the_words_of_a_proxy_is_told(open_page: OpenPage, proxy: Proxy) -> None:
+    page = open_page(proxy.url)
+    page.expected += ["502"]
+    proxy.is_alone = True
+    answer = page.ask("anybody?")
+    expect(answer).to_have_attribute("data-state", "failed")
+    expect(answer.get_by_test_id("state")).to_contain_text("502")
+    proxy.is_alone = False
+    page.by("note-retry").click()
+    expect(page.by("content").last).to_have_text("You said: anybody?")
+    page.close()
+
+
 def test_a_page_closed_in_mid_answer_keeps_what_came(page: ChatPage, server: Live) -> None:
     server.backend.arrange("count", counting(2000))
     answer = page.begin("count")

@@ -76,6 +76,8 @@ PARAMETERS: list[tuple[dict[str, Any], str]] = [
     ({"grammar": {"type": "regex"}}, "regex"),
     ({"grammar": {"type": "regex", "value": 5}}, "regex"),
     ({"grammar": {"type": "json", "value": 5}}, "schema"),
+    ({"grammar": {"type": "json", "value": "{"}}, "no json"),
+    ({"grammar": {"type": "json", "value": "[" * 100_000}}, "no json"),
     ({"grammar": {"type": "json_schema", "value": {"name": "x"}}}, "schema"),
     ({"grammar": {"type": "json_schema", "value": "x"}}, "schema"),
     ({"adapter_id": "nobody"}, "not served"),

@@ -130,6 +130,13 @@ def test_a_response(server: Live) -> None:
         assert value[name] == asked[name]
     assert said(server) == (Message("system", "Be brief."), Message("user", "hi"))
     assert answer.headers["x-ignored-fields"] == "text.verbosity, user"
+    unused = {"tools": [TOOL], "include": ["file_search_call.results"], "max_tool_calls": 3, "foo": 1}
+    assert ask(server, **unused).headers["x-ignored-fields"].split(", ") == [
+        "foo",
+        "include.file_search_call.results",
+        "max_tool_calls",
+        "tools[0].strict",
+    ]
     assert server.ask(f"/v1/responses/{value['id']}").json["usage"] == value["usage"]
 
 
@@ -349,6 +356,10 @@ def test_log_probabilities(thinker: Live) -> None:
         assert part["logprobs"] == streamed
         assert "".join(p["token"] for p in part["logprobs"]).strip() == answer
         assert all(len(p["top_logprobs"]) == 2 for p in streamed)
+        (added,) = (
+            e["part"] for e in found if e["type"] == "response.content_part.added" and "logprobs" in e["part"]
+        )
+        assert added == {"type": "output_text", "text": "", "annotations": [], "logprobs": []}
 
 
 def test_a_full_limit(server: Live) -> None:
@@ -447,7 +458,12 @@ def test_a_background_response_that_fails() -> None:
         until(lambda: server.ask(f"/v1/responses/{id_}").json["status"] == "failed")
         value = server.ask(f"/v1/responses/{id_}").json
         assert value["error"] == {"code": "server_error", "message": "the numbers are gone"}
-        *_, error, failed = events(ask(server, stream=True))
+        told = events(server.ask(f"/v1/responses/{id_}?stream=true"))
+        assert [event["sequence_number"] for event in told] == list(range(len(told)))
+        found = events(ask(server, stream=True))
+        assert [event["sequence_number"] for event in found] == list(range(len(found)))
+        assert joined(found)[0]["status"] == "incomplete"
+        *_, error, failed = found
         assert (error["type"], error["message"]) == ("error", "the numbers are gone")
         assert failed["type"] == "response.failed"
         assert texts(failed["response"]["output"]) == [("message", "Hello,")]

@@ -89,7 +89,9 @@ def test_settings_reach_the_engine(server: Live) -> None:
     ("grammar", "kind", "value"),
     [
         ({"type": "json", "value": {"type": "object"}}, "json_schema", {"type": "object"}),
-        ({"type": "json", "value": '{"type": "object"}'}, "json_schema", '{"type": "object"}'),
+        ({"type": "json", "value": '{"type": "object"}'}, "json_schema", {"type": "object"}),
+        # properties without a type are those of an object, as in the examples of its pages
+        ({"type": "json", "value": {"properties": {}}}, "json_schema", {"type": "object", "properties": {}}),
         (
             {"type": "json_schema", "value": {"name": "x", "schema": {"type": "array"}}},
             "json_schema",
@@ -210,6 +212,11 @@ def test_stream_chooses_at_both_other_paths(server: Live) -> None:
     assert server.ask("/", body).json == [{"generated_text": "He"}]
 
 
+def test_health_where_a_page_could_be() -> None:
+    with live(scripted("x"), protocols=("tgi",)) as server:
+        assert server.ask("/").json == server.ask("/health").json == {"status": "ok"}
+
+
 def test_info(server: Live) -> None:
     value = server.ask("/info").json
     assert (value["model_id"], value["max_total_tokens"]) == ("scripted", 2048)
@@ -217,8 +224,10 @@ def test_info(server: Live) -> None:
 
 
 def test_names_that_its_clients_send_for_any_model(server: Live) -> None:
-    assert server.chat(model="tgi").status == server.chat(model="dummy").status == 200
+    assert [server.chat(model=name).status for name in ("tgi", "dummy", "")] == [200] * 3
+    assert server.chat(model="").json["model"] == "scripted"
     assert "tgi" not in [model["id"] for model in server.ask("/v1/models").json["data"]]
+    assert server.ask("/v1/models/tgi").status == 404
     with live(scripted("x"), protocols=("openai",)) as other:
         assert other.chat(model="tgi").status == 404
 

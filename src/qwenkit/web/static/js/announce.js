@@ -22,10 +22,20 @@ export function note(text, { action, run, isError = false } = {}) {
     clearTimeout(timer);
     el.remove();
   };
-  const button = action && h("button", {
-    type: "button", class: "text-button", t: action, testid: "note-action",
-    on: { click: () => { close(); run?.(); } },
-  });
+  const button =
+    action &&
+    h("button", {
+      type: "button",
+      class: "text-button",
+      t: action,
+      testid: "note-action",
+      on: {
+        click: () => {
+          close();
+          run?.();
+        },
+      },
+    });
   const el = h(
     "div",
     { class: `note${isError ? " note-error" : ""}`, testid: "note", role: isError ? "alert" : "status" },

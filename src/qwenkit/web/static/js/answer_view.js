@@ -10,26 +10,47 @@ const OPEN_BLOCKS = 2;
 const SLICE = 40;
 const DIRECTED = "p, h3, h4, h5, h6, ul, ol, table, blockquote";
 
+/** Where headings of an answer begin, below those of the page. */
+const TOP_LEVEL = 3;
+
 /** One text on its way. */
 export class AnswerView {
+  /** What is shown and stays. */
+  frozen = "";
+  /** Whether nothing more was to come. */
+  isWhole = false;
+  /** Counts how often it began anew. */
+  run = 0;
+  /** What definitions were seen. @type {any} */
+  env = {};
+  /** @type {Element[]} */
+  open = [];
+  /** Level of the last heading that stays, and of the last one up to each open block. */
+  level = TOP_LEVEL - 1;
+  /** @type {number[]} */
+  levels = [];
+
   /** @param {HTMLElement} el where it is shown */
   constructor(el) {
     this.el = el;
-    this.#reset();
   }
 
   #reset() {
-    this.run = (this.run ?? 0) + 1;
+    this.run += 1;
     this.frozen = "";
     this.isWhole = false;
-    /** @type {any} */
     this.env = {};
-    /** @type {Element[]} */
     this.open = [];
+    this.level = TOP_LEVEL - 1;
     this.el.replaceChildren();
   }
 
-  /** Shows a long text that is whole without ever holding the page up. @param {string} text @returns {Promise<void>} when it is there */
+  /**
+   * Shows a long text that is whole without ever holding the page up.
+   *
+   * @param {string} text
+   * @returns {Promise<void>} when it is there
+   */
   async showSlowly(text) {
     this.#reset();
     const { run } = this;
@@ -38,7 +59,7 @@ export class AnswerView {
       await new Promise((resolve) => setTimeout(resolve));
       if (this.run !== run) return;
       this.#fit(blocks.slice(n, n + SLICE), false);
-      for (const el of this.open.splice(0)) enrich(el);
+      for (const el of this.#freeze(this.open.length)) enrich(el);
     }
     this.frozen = text;
     this.isWhole = true;
@@ -47,17 +68,17 @@ export class AnswerView {
   /** @param {string} text all of it @param {boolean} isOpen more will come */
   show(text, isOpen) {
     // What was whole and goes on may go on in the middle of a block.
-    if (!text.startsWith(this.frozen) || (this.isWhole && text !== this.frozen)) this.#reset();
-    this.isWhole = !isOpen;
+    if (!text.startsWith(this.frozen) || (this.isWhole && (isOpen || text !== this.frozen))) this.#reset();
     // A definition of a link works backwards too: then all is read again at the end.
-    if (!isOpen && this.frozen && /^ {0,3}\[[^\]]+\]:/m.test(text)) this.#reset();
+    if (!isOpen && !this.isWhole && this.frozen && /^ {0,3}\[[^\]]+\]:/m.test(text)) this.#reset();
+    this.isWhole = !isOpen;
     this.env.isOpen = isOpen;
     const tail = text.slice(this.frozen.length);
     const blocks = parseBlocks(tail, this.env);
     this.#fit(blocks, isOpen);
     const done = isOpen ? Math.max(0, blocks.length - OPEN_BLOCKS) : blocks.length;
     if (!done) return;
-    const closed = this.open.splice(0, done);
+    const closed = this.#freeze(done);
     if (isOpen) for (const el of closed) enrich(el);
     else enrich(this.el);
     this.frozen = isOpen ? text.slice(0, this.frozen.length + blocks[done - 1].end) : text;
@@ -65,14 +86,29 @@ export class AnswerView {
 
   /** Makes the open elements fit the blocks. @param {import("./markdown.js").Block[]} blocks @param {boolean} isOpen */
   #fit(blocks, isOpen) {
-    const made = renderBlocks(blocks.filter((block) => block.kind === "other"), this.env);
+    const made = renderBlocks(
+      blocks.filter((block) => block.kind === "other"),
+      this.env,
+    );
     let next = 0;
+    let { level } = this;
     blocks.forEach((block, n) => {
       const old = this.open[n];
       if (block.kind === "fence") this.#fitCode(n, old, block);
-      else this.#fitText(n, old, made[next++], isOpen);
+      else {
+        const fragment = made[next++];
+        level = fitHeading(fragment, level);
+        this.#fitText(n, old, fragment, isOpen);
+      }
+      this.levels[n] = level;
     });
     for (const el of this.open.splice(blocks.length)) el.remove();
+  }
+
+  /** Lets the first open elements stay as they are; returns them. @param {number} count */
+  #freeze(count) {
+    this.level = this.levels[count - 1] ?? this.level;
+    return this.open.splice(0, count);
   }
 
   /** @param {number} n @param {Element | undefined} old @param {import("./markdown.js").Block} block */
@@ -110,6 +146,26 @@ export class AnswerView {
 
 /** Buttons of blocks of code have listeners, which cannot be carried over. @param {Element} el */
 const hasCode = (el) => el.querySelector(".code") !== null || el.matches(".code");
+
+/**
+ * Headings go down one level at a time, as whoever listens to them expects.
+ *
+ * @param {DocumentFragment} fragment a block
+ * @param {number} level of the heading before
+ * @returns {number} level of the last heading now
+ */
+function fitHeading(fragment, level) {
+  const heading = fragment.firstElementChild;
+  const own = Number(/^H(\d)$/.exec(heading?.nodeName ?? "")?.[1]);
+  if (!heading || !own) return level;
+  const fit = Math.min(own, level + 1);
+  if (fit < own) {
+    const other = document.createElement(`h${fit}`);
+    other.append(...heading.childNodes);
+    heading.replaceWith(other);
+  }
+  return fit;
+}
 
 /** A wide table scrolls by itself. @param {Element} table */
 function scroller(table) {

@@ -5,7 +5,11 @@ import { readEvents } from "./sse.js";
 
 /** What went wrong with a call. */
 export class CallError extends Error {
-  /** @param {string} kind "network", "server", "key", "context" or "busy" @param {string} message @param {number} [status] */
+  /**
+   * @param {string} kind "network", "server", "key", "context" or "busy"
+   * @param {string} message
+   * @param {number} [status]
+   */
   constructor(kind, message, status) {
     super(message);
     this.kind = kind;
@@ -16,7 +20,10 @@ export class CallError extends Error {
 /** @param {string} path @param {any} [body] @param {AbortSignal} [signal] */
 async function call(path, body, signal) {
   const key = apiKey();
-  const headers = { ...(body && { "Content-Type": "application/json" }), ...(key && { Authorization: `Bearer ${key}` }) };
+  const headers = {
+    ...(body && { "Content-Type": "application/json" }),
+    ...(key && { Authorization: `Bearer ${key}` }),
+  };
   const method = body ? "POST" : "GET";
   let response;
   try {
@@ -39,7 +46,8 @@ async function failure(response) {
   } catch {
     // A proxy may answer with a page of its own.
   }
-  const message = typeof error?.message === "string" ? error.message : `${response.status} ${response.statusText}`.trim();
+  const message =
+    typeof error?.message === "string" ? error.message : `${response.status} ${response.statusText}`.trim();
   return errorOf(response.status, message, error?.code);
 }
 

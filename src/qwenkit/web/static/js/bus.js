@@ -7,7 +7,12 @@
 /** @type {Map<string, Set<(value: any) => void>>} */
 const listeners = new Map();
 
-/** Calls `fn` whenever something of this type is sent; returns how to end that. @param {string} type @param {(value: any) => void} fn */
+/**
+ * Calls `fn` whenever something of this type is sent; returns how to end that.
+ *
+ * @param {string} type
+ * @param {(value: any) => void} fn
+ */
 export function on(type, fn) {
   const group = listeners.get(type) ?? new Set();
   listeners.set(type, group.add(fn));

@@ -22,7 +22,8 @@ const MAX_COUNTED = 200_000;
 const drafts = new Map();
 /** @type {Attachment[]} */
 let files = [];
-let draftOf = "";
+/** @type {string | null} */
+let draftOf = null;
 /** @type {HTMLTextAreaElement} */
 let prompt;
 /** @type {AbortController | null} */
@@ -49,11 +50,15 @@ export function mountComposer() {
     attach([...event.target.files]);
     event.target.value = "";
   });
-  byId("stop").addEventListener("click", stop);
+  byId("stop").addEventListener("click", () => {
+    stop();
+    prompt.focus();
+  });
   byId("thinking").addEventListener("click", () => setSettings({ thinking: !isThinking() }));
   byId("tools-chip").addEventListener("click", () => emit("panel", "tools"));
   mountDrop();
   on("open", swapDraft);
+  on("kept", () => (draftOf = draftKey()));
   on("busy", showBusy);
   for (const type of ["open", "path", "settings", "models", "tools", "language"]) on(type, showAlong);
   showBusy();
@@ -69,7 +74,7 @@ function mountDrop() {
   const has = (/** @type {DragEvent} */ event) => event.dataTransfer?.types.includes("Files");
   const show = (/** @type {boolean} */ isOver) => document.body.classList.toggle("is-dropping", isOver);
   window.addEventListener("dragenter", (event) => has(event) && (depth++, show(true)));
-  window.addEventListener("dragleave", (event) => has(event) && --depth <= 0 && (depth = 0, show(false)));
+  window.addEventListener("dragleave", (event) => has(event) && --depth <= 0 && ((depth = 0), show(false)));
   window.addEventListener("dragover", (event) => has(event) && event.preventDefault());
   window.addEventListener("drop", (event) => {
     if (!has(event)) return;
@@ -94,16 +99,23 @@ async function attach(given) {
 }
 
 function showFiles() {
-  byId("composer-files").replaceChildren(...files.map((file) => h("span", { class: "file-chip", testid: "file-chip" },
-    icon("file"),
-    h("span", { class: "file-name", text: file.name, dir: "auto" }),
-    h("span", { class: "file-size", text: formatBytes(file.size) }),
-    iconButton("close", ["file.remove", { name: file.name }], () => {
-      files.splice(files.indexOf(file), 1);
-      showFiles();
-      changed();
-      prompt.focus();
-    }))));
+  byId("composer-files").replaceChildren(
+    ...files.map((file) =>
+      h(
+        "span",
+        { class: "file-chip", testid: "file-chip" },
+        icon("file"),
+        h("span", { class: "file-name", text: file.name, dir: "auto" }),
+        h("span", { class: "file-size", text: formatBytes(file.size) }),
+        iconButton("close", ["file.remove", { name: file.name }], () => {
+          files.splice(files.indexOf(file), 1);
+          showFiles();
+          changed();
+          prompt.focus();
+        }),
+      ),
+    ),
+  );
 }
 
 /** @param {KeyboardEvent} event */
@@ -133,19 +145,45 @@ export function setDraft(text, given = files) {
 }
 
 function swapDraft() {
-  if (draftOf === shown.current.id) return;
-  if (draftOf) drafts.set(draftOf, { text: prompt.value, files });
-  draftOf = shown.current.id;
-  const { text, files: kept } = drafts.get(draftOf) ?? { text: "", files: [] };
-  drafts.delete(draftOf);
+  const key = draftKey();
+  if (draftOf === key) return;
+  if (draftOf !== null) drafts.set(draftOf, { text: prompt.value, files });
+  draftOf = key;
+  const { text, files: kept } = drafts.get(key) ?? { text: readDraft(key), files: [] };
   setDraft(text, kept);
   showBusy();
+}
+
+/** What is being written belongs to a conversation; the one that is not begun yet has no name. */
+function draftKey() {
+  return shown.isNew ? "" : shown.current.id;
+}
+
+/** What was written before the page was loaded anew. @param {string} key */
+function readDraft(key) {
+  try {
+    return sessionStorage.getItem(`qwenkit.draft.${key}`) ?? "";
+  } catch {
+    return "";
+  }
+}
+
+function keepDraft() {
+  if (draftOf === null) return;
+  try {
+    const place = `qwenkit.draft.${draftOf}`;
+    if (prompt.value) sessionStorage.setItem(place, prompt.value);
+    else sessionStorage.removeItem(place);
+  } catch {
+    // Storage is switched off or full: it lasts as long as the page.
+  }
 }
 
 function changed() {
   fit();
   const isEmpty = !prompt.value.trim() && !files.length;
   byId("send").disabled = isEmpty;
+  keepDraft();
   clearTimeout(countTimer);
   countTimer = window.setTimeout(count, 350);
 }

@@ -10,8 +10,15 @@ import { Tree } from "./tree.js";
 /** @typedef {import("./types.js").Conversation} Conversation @typedef {import("./types.js").Turn} Turn */
 
 export const NO_SETTINGS = Object.freeze({
-  system: "", temperature: null, top_p: null, top_k: null, repetition_penalty: null, max_tokens: null, seed: null,
-  thinking: null, tools: Object.freeze([]),
+  system: "",
+  temperature: null,
+  top_p: null,
+  top_k: null,
+  repetition_penalty: null,
+  max_tokens: null,
+  seed: null,
+  thinking: null,
+  tools: Object.freeze([]),
 });
 
 /**
@@ -51,7 +58,10 @@ export function startNew() {
 export async function open(id) {
   const [conversation, turns] = await Promise.all([database.get("conversations", id), database.getTurns(id)]);
   if (!conversation) return false;
-  const tree = new Tree(turns.map((turn) => writing.get(turn.id) ?? turn), conversation.choices);
+  const tree = new Tree(
+    turns.map((turn) => writing.get(turn.id) ?? turn),
+    conversation.choices,
+  );
   Object.assign(shown, { current: conversation, tree, isNew: false });
   emit("open");
   endAbandoned(turns);
@@ -78,7 +88,12 @@ export async function saveTurn(turn) {
   tell("turn", { conversation: turn.conversation, id: turn.id });
 }
 
-/** Puts a turn into the conversation that is shown, and shows it; `keepTurn` then keeps it. @param {Partial<Turn> & { role: any }} values @returns {Turn} */
+/**
+ * Puts a turn into the conversation that is shown, and shows it; `keepTurn` then keeps it.
+ *
+ * @param {Partial<Turn> & { role: any }} values
+ * @returns {Turn}
+ */
 export function placeTurn(values) {
   const turn = /** @type {Turn} */ ({ id: newId(), parent: null, content: "", created: Date.now(), ...values });
   turn.conversation = shown.current.id;
@@ -140,7 +155,11 @@ export function rename(id, title) {
   return change(id, (kept) => ({ ...kept, title, named: true }));
 }
 
-/** Changes what is sent along, now and for conversations to come. @param {Partial<import("./types.js").Settings>} changes */
+/**
+ * Changes what is sent along, now and for conversations to come.
+ *
+ * @param {Partial<import("./types.js").Settings>} changes
+ */
 export async function setSettings(changes) {
   const settings = { ...shown.current.settings, ...changes };
   shown.current.settings = settings;
@@ -157,14 +176,22 @@ export async function setModel(model) {
   if (!shown.isNew) await change(shown.current.id, (kept) => ({ ...kept, model }));
 }
 
-/** Takes a turn out with all that follows it. @param {Turn} turn @returns {Promise<() => Promise<void>>} brings it back */
+/**
+ * Takes a turn out with all that follows it.
+ *
+ * @param {Turn} turn
+ * @returns {Promise<() => Promise<void>>} brings it back
+ */
 export async function removeTurn(turn) {
   const { id } = shown.current;
   const choices = [...shown.tree.choices];
   const taken = shown.tree.remove(turn);
   bury(taken);
   emit("path");
-  await database.removeAll("turns", taken.map((each) => [id, each.id]));
+  await database.removeAll(
+    "turns",
+    taken.map((each) => [id, each.id]),
+  );
   await change(id, (kept) => ({ ...kept, choices: shown.tree.keptChoices() }));
   tell("reload", { id });
   return async () => {

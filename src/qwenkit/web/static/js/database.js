@@ -1,4 +1,7 @@
-/** Conversations and their turns in IndexedDB; in memory where the browser allows none. Knows nothing of what they mean. */
+/**
+ * Conversations and their turns in IndexedDB; in memory where the browser allows none. Knows nothing of what they
+ * mean.
+ */
 
 const NAME = "qwenkit";
 const VERSION = 1;
@@ -12,7 +15,7 @@ export let isKept = true;
 /** Opens the database; falls back to memory, which `isKept` tells. */
 export async function openDatabase() {
   try {
-    db = await new Promise((resolve, reject) => {
+    const opened = await new Promise((resolve, reject) => {
       const request = indexedDB.open(NAME, VERSION);
       request.onupgradeneeded = () => upgrade(request.result);
       request.onsuccess = () => resolve(request.result);
@@ -20,7 +23,8 @@ export async function openDatabase() {
       request.onblocked = () => reject(new Error("blocked"));
     });
     // Another tab with a newer page must be able to change the form.
-    db.onversionchange = () => db?.close();
+    opened.onversionchange = () => opened.close();
+    db = opened;
   } catch {
     db = null;
     isKept = false;
@@ -87,7 +91,13 @@ export async function putAll(store, values) {
   await finished(transaction);
 }
 
-/** Changes a value where it is kept, so that changes of two tabs add up. @param {string} store @param {any} key @param {(value: any) => any} change */
+/**
+ * Changes a value where it is kept, so that changes of two tabs add up.
+ *
+ * @param {string} store
+ * @param {any} key
+ * @param {(value: any) => any} change
+ */
 export async function update(store, key, change) {
   if (!db) {
     const old = memory.get(place(store, key));

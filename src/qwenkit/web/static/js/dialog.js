@@ -18,11 +18,14 @@ export function openDialog({ title, testid, body, buttons = [], size = "", onClo
   document.querySelector(`dialog[data-testid="${testid}"]`)?.remove();
   const id = `${testid}-title`;
   const close = iconButton("close", "dialog.close", () => dialog.close(), { testid: `${testid}-close` });
-  const dialog = h("dialog", { class: `dialog ${size}`.trim(), testid, "aria-labelledby": id },
+  const dialog = h(
+    "dialog",
+    { class: `dialog ${size}`.trim(), testid, "aria-labelledby": id },
     h("header", { class: "dialog-head" }, h("h2", { id, t: title }), close),
     h("div", { class: "dialog-body" }, ...body),
     h("div", { class: "notes-here" }),
-    buttons.length > 0 && h("footer", { class: "dialog-foot" }, ...buttons));
+    buttons.length > 0 && h("footer", { class: "dialog-foot" }, ...buttons),
+  );
   dialog.addEventListener("close", () => {
     dialog.remove();
     onClose?.();

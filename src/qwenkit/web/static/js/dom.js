@@ -78,6 +78,19 @@ export function iconButton(name, label, onClick, props = {}) {
   return h("button", { type: "button", class: "icon-button", label, ...props, on: { click: onClick } }, icon(name));
 }
 
+/**
+ * A button with words.
+ *
+ * @param {string} t
+ * @param {string} testid
+ * @param {() => void} run
+ * @param {{ look?: string, icon?: string }} [options] more classes; an icon before the words
+ */
+export function textButton(t, testid, run, { look = "button", icon: name } = {}) {
+  const props = { type: "button", class: look, testid, on: { click: () => run() } };
+  return name ? h("button", props, icon(name), h("span", { t })) : h("button", { ...props, t });
+}
+
 /** @template {HTMLElement} T @param {string} id @returns {any} */
 export function byId(id) {
   return document.getElementById(id);

@@ -6,7 +6,11 @@ const BUDGET = 6;
 
 /** Watches a box of turns that scrolls. */
 export class Dresser {
-  /** @param {HTMLElement} box what scrolls @param {HTMLElement} host of groups of turns @param {(el: HTMLElement) => void} dress */
+  /**
+   * @param {HTMLElement} box what scrolls
+   * @param {HTMLElement} host of groups of turns
+   * @param {(el: HTMLElement) => void} dress
+   */
   constructor(box, host, dress) {
     this.box = box;
     this.host = host;
@@ -37,11 +41,18 @@ export class Dresser {
     }
   }
 
-  /** Turns between two heights that are not dressed, those in the middle first. @param {number} from @param {number} to @param {number} middle @returns {HTMLElement[]} */
+  /**
+   * Turns between two heights that are not dressed, those in the middle first.
+   *
+   * @param {number} from
+   * @param {number} to
+   * @param {number} middle
+   * @returns {HTMLElement[]}
+   */
   #bare(from, to, middle) {
     const { children: groups } = this.host;
     let low = 0;
-    for (let high = groups.length; low < high; ) {
+    for (let high = groups.length; low < high;) {
       const at = (low + high) >> 1;
       if (groups[at].getBoundingClientRect().bottom < from) low = at + 1;
       else high = at;

@@ -18,10 +18,24 @@ export function mountEmpty() {
 
 /** @param {import("./presets.js").Preset} preset */
 function card(preset) {
-  const text = h("span", { class: "suggestion-text" },
-    h("strong", { t: `preset.${preset.id}.title` }), h("span", { t: `preset.${preset.id}.about` }));
-  const button = h("button", { type: "button", class: "suggestion", testid: `preset-${preset.id}`, "data-preset": preset.id, "aria-pressed": "false" },
-    h("span", { class: "suggestion-icon" }, icon(preset.icon)), text);
+  const text = h(
+    "span",
+    { class: "suggestion-text" },
+    h("strong", { t: `preset.${preset.id}.title` }),
+    h("span", { t: `preset.${preset.id}.about` }),
+  );
+  const button = h(
+    "button",
+    {
+      type: "button",
+      class: "suggestion",
+      testid: `preset-${preset.id}`,
+      "data-preset": preset.id,
+      "aria-pressed": "false",
+    },
+    h("span", { class: "suggestion-icon" }, icon(preset.icon)),
+    text,
+  );
   button.addEventListener("click", () => pick(preset));
   return button;
 }

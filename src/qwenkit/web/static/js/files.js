@@ -5,7 +5,11 @@ export const MAX_ALL = 1024 * 1024;
 export const MAX_FILES = 10;
 
 /** @typedef {import("./types.js").Attachment} Attachment */
-/** Why a file was not taken. @typedef {{ name: string, reason: "large" | "binary" | "many" | "total" | "unreadable" | "empty" }} Refusal */
+/**
+ * Why a file was not taken.
+ *
+ * @typedef {{ name: string, reason: "large" | "binary" | "many" | "total" | "unreadable" | "empty" }} Refusal
+ */
 
 /**
  * Reads files as text.
@@ -44,14 +48,18 @@ function refusal(file, count, total) {
 
 /** A name on one line, without what could hide or turn it around. @param {string} name */
 export function cleanName(name) {
-  const line = name.replace(/[\p{Cc}\p{Cf}\p{Zl}\p{Zp}]/gu, " ").replace(/\s+/g, " ").trim();
+  const line = name
+    .replace(/[\p{Cc}\p{Cf}\p{Zl}\p{Zp}]/gu, " ")
+    .replace(/\s+/g, " ")
+    .trim();
   return [...line].slice(0, 120).join("") || "file.txt";
 }
 
 /** The text of a file; null where it holds none. @param {File} file @returns {Promise<string | null>} */
 async function readText(file) {
   const bytes = new Uint8Array(await file.arrayBuffer());
-  const mark = bytes[0] === 0xff && bytes[1] === 0xfe ? "utf-16le" : bytes[0] === 0xfe && bytes[1] === 0xff ? "utf-16be" : null;
+  const mark =
+    bytes[0] === 0xff && bytes[1] === 0xfe ? "utf-16le" : bytes[0] === 0xfe && bytes[1] === 0xff ? "utf-16be" : null;
   for (const encoding of mark ? [mark] : ["utf-8", "gb18030"]) {
     try {
       const text = new TextDecoder(encoding, { fatal: true }).decode(bytes);

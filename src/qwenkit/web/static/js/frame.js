@@ -19,7 +19,10 @@ export function mountFrame() {
   byId("model").addEventListener("change", (event) => setModel(event.target.value));
   byId("title").addEventListener("dblclick", renameHere);
   NARROW.addEventListener("change", () => setSidebar(!NARROW.matches));
-  document.addEventListener("keydown", (event) => event.key === "Escape" && isDrawerOpen() && (closeDrawers(), event.preventDefault()));
+  document.addEventListener(
+    "keydown",
+    (event) => event.key === "Escape" && isDrawerOpen() && (closeDrawers(), event.preventDefault()),
+  );
   on("sidebar", () => setSidebar(!isSidebarOpen()));
   on("open", () => NARROW.matches && setSidebar(false));
   for (const type of ["open", "list", "settings", "language"]) on(type, showTitle);
@@ -90,4 +93,3 @@ function showSystem() {
   byId("system-chip").hidden = !system.trim();
   byId("system-text").textContent = system.trim().replace(/\s+/g, " ").slice(0, 300);
 }
-

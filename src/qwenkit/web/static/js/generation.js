@@ -3,7 +3,7 @@
 import { CallError, countTokens, streamChat } from "./api.js";
 import { emit, on } from "./bus.js";
 import { keepTurn, placeTurn, saveTurn, shown, writing } from "./conversations.js";
-import { modelFor, models } from "./models.js";
+import { loadModels, modelFor, models } from "./models.js";
 import { bodyOf } from "./request.js";
 import { toolsOf } from "./tools.js";
 
@@ -29,7 +29,12 @@ on("gone", (/** @type {Turn[]} */ turns) => {
   for (const { id } of turns) controllers.get(id)?.abort();
 });
 
-/** Answers a turn; a second answer is a variant. @param {string} parent @returns {Promise<Turn>} the answer, at its end */
+/**
+ * Answers a turn; a second answer is a variant.
+ *
+ * @param {string} parent
+ * @returns {Promise<Turn>} the answer, at its end
+ */
 export async function answer(parent) {
   const model = modelFor(shown.current.model);
   const turn = placeTurn({ role: "assistant", parent, model: model ?? undefined, state: "streaming", stats: {} });
@@ -65,6 +70,7 @@ async function write(turn, path, isContinued) {
   try {
     for await (const chunk of streamChat(body, controller.signal)) take(turn, chunk, clock);
     if (turn.state === "streaming") turn.state = "done";
+    if (models.error) loadModels();
   } catch (error) {
     end(turn, controller.signal.aborted ? null : error);
   } finally {

@@ -1,10 +1,20 @@
 /** Finds where a text stops being JSON, since browsers do not all tell. */
 
-const TOKEN = /\s*(?:([{}[\],:])|("(?:[^"\\\u0000-\u001f]|\\(?:["\\/bfnrt]|u[0-9a-fA-F]{4}))*")|(-?(?:0|[1-9]\d*)(?:\.\d+)?(?:[eE][+-]?\d+)?)(?![\w.])|(true|false|null)(?!\w))/y;
+const TOKEN =
+  /\s*(?:([{}[\],:])|("(?:[^"\\\u0000-\u001f]|\\(?:["\\/bfnrt]|u[0-9a-fA-F]{4}))*")|(-?(?:0|[1-9]\d*)(?:\.\d+)?(?:[eE][+-]?\d+)?)(?![\w.])|(true|false|null)(?!\w))/y;
 
-/** What may come next: a value, a name, or what follows one. @typedef {"value" | "first" | "name" | "firstName" | "colon" | "after"} State */
+/**
+ * What may come next: a value, a name, or what follows one.
+ *
+ * @typedef {"value" | "first" | "name" | "firstName" | "colon" | "after"} State
+ */
 
-/** Line and column, from 1, of the first fault of a text that is not JSON. @param {string} text @returns {{ line: number, column: number }} */
+/**
+ * Line and column, from 1, of the first fault of a text that is not JSON.
+ *
+ * @param {string} text
+ * @returns {{ line: number, column: number }}
+ */
 export function faultPlace(text) {
   /** @type {string[]} */
   const open = [];

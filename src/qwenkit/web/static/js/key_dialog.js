@@ -2,7 +2,7 @@
 
 import { on } from "./bus.js";
 import { labelled, openDialog } from "./dialog.js";
-import { h } from "./dom.js";
+import { h, textButton } from "./dom.js";
 import { loadModels } from "./models.js";
 import { note } from "./announce.js";
 import { apiKey, isKeyKept, setApiKey } from "./preferences.js";
@@ -15,27 +15,34 @@ export function mountKeyDialog() {
 /** @param {boolean} isWrong the server refused */
 export function openKeyDialog(isWrong) {
   if (document.querySelector("dialog[data-testid=key-dialog]")) return;
-  const field = h("input", { type: "password", class: "field mono", testid: "key-field", autocomplete: "off", spellcheck: "false", autofocus: true, value: apiKey() });
+  const props = { type: "password", class: "field mono", autocomplete: "off", spellcheck: "false", autofocus: true };
+  const field = h("input", { ...props, testid: "key-field", value: apiKey() });
   const keep = h("input", { type: "checkbox", testid: "key-keep", checked: isKeyKept() });
   const save = async () => {
     setApiKey(field.value.trim(), keep.checked);
     dialog.close();
     await loadModels();
   };
-  const form = h("form", { method: "dialog" },
+  const form = h(
+    "form",
+    { method: "dialog" },
     h("p", { class: "lead", t: isWrong ? (apiKey() ? "key.wrong" : "key.needed") : "key.about" }),
     labelled("key.label", field, "key.hint"),
     h("label", { class: "check" }, keep, h("span", { t: "key.keep" })),
-    h("button", { type: "submit", class: "sr-only", tabindex: "-1", t: "key.save" }));
+    h("button", { type: "submit", class: "sr-only", tabindex: "-1", t: "key.save" }),
+  );
   form.addEventListener("submit", (event) => {
     event.preventDefault();
     save();
   });
-  const forget = h("button", { type: "button", class: "button", t: "key.forget", testid: "key-forget", on: { click: () => {
+  const forget = () => {
     setApiKey("", false);
     dialog.close();
     note("key.forgotten");
-  } } });
-  const button = h("button", { type: "button", class: "button primary", t: "key.save", testid: "key-save", on: { click: save } });
-  const dialog = openDialog({ title: "key.title", testid: "key-dialog", body: [form], buttons: [forget, button] });
+  };
+  const buttons = [
+    textButton("key.forget", "key-forget", forget),
+    textButton("key.save", "key-save", save, { look: "button primary" }),
+  ];
+  const dialog = openDialog({ title: "key.title", testid: "key-dialog", body: [form], buttons });
 }

@@ -1,4 +1,7 @@
-/** Which language the page speaks. Texts are in i18n/; elements name theirs in `data-t`, `data-t-label`, `data-t-placeholder`. */
+/**
+ * Which language the page speaks. Texts are in i18n/; elements name theirs in `data-t`, `data-t-label`, `data-t-
+ * placeholder`.
+ */
 
 import { emit } from "./bus.js";
 import { setTranslator } from "./dom.js";

@@ -1,4 +1,7 @@
-/** Markdown of a model as safe elements: parsed, sanitised with a short list of what is allowed. Knows nothing of turns. */
+/**
+ * Markdown of a model as safe elements: parsed, sanitised with a short list of what is allowed. Knows nothing of
+ * turns.
+ */
 
 import DOMPurify from "../vendor/dompurify.js";
 import MarkdownIt, { cjkFriendly } from "../vendor/markdown-it.js";
@@ -7,7 +10,7 @@ import { mathRule } from "./math.js";
 const CLASSES = /^(language-[\w+#.-]{1,40}|math|math-inline|math-display|align-(left|center|right))$/;
 const SAFE_LINK = /^(https?:|mailto:)/i;
 
-const md = new MarkdownIt({ html: false, linkify: true, breaks: true, maxNesting: 40 }).use(cjkFriendly).use(mathRule);
+const md = MarkdownIt({ html: false, linkify: true, breaks: true, maxNesting: 40 }).use(cjkFriendly).use(mathRule);
 md.linkify.set({ fuzzyLink: false, fuzzyEmail: false });
 md.validateLink = (url) => SAFE_LINK.test(url.trim());
 
@@ -39,8 +42,30 @@ for (const part of ["heading_open", "heading_close"]) {
 const purify = DOMPurify(window);
 const RULES = {
   ALLOWED_TAGS: [
-    "p", "br", "hr", "h3", "h4", "h5", "h6", "ul", "ol", "li", "blockquote", "pre", "code", "strong", "em", "s", "a",
-    "table", "thead", "tbody", "tr", "th", "td", "span",
+    "p",
+    "br",
+    "hr",
+    "h3",
+    "h4",
+    "h5",
+    "h6",
+    "ul",
+    "ol",
+    "li",
+    "blockquote",
+    "pre",
+    "code",
+    "strong",
+    "em",
+    "s",
+    "a",
+    "table",
+    "thead",
+    "tbody",
+    "tr",
+    "th",
+    "td",
+    "span",
   ],
   ALLOWED_ATTR: ["href", "title", "class", "start"],
   ALLOW_DATA_ATTR: false,
@@ -51,7 +76,10 @@ const RULES = {
 
 purify.addHook("uponSanitizeAttribute", (_node, data) => {
   if (data.attrName !== "class") return;
-  data.attrValue = data.attrValue.split(/\s+/).filter((name) => CLASSES.test(name)).join(" ");
+  data.attrValue = data.attrValue
+    .split(/\s+/)
+    .filter((name) => CLASSES.test(name))
+    .join(" ");
   if (!data.attrValue) data.keepAttr = false;
 });
 purify.addHook("afterSanitizeAttributes", (node) => {
@@ -94,9 +122,9 @@ export function parseBlocks(text, env) {
   const ends = lineEnds(text);
   /** @type {Block[]} */
   const blocks = [];
-  for (let first = 0; first < tokens.length; ) {
+  for (let first = 0; first < tokens.length;) {
     let last = first;
-    for (let depth = tokens[first].nesting; depth > 0; ) depth += tokens[++last].nesting;
+    for (let depth = tokens[first].nesting; depth > 0;) depth += tokens[++last].nesting;
     blocks.push(block(tokens.slice(first, last + 1), ends));
     first = last + 1;
   }
@@ -119,7 +147,13 @@ function block(tokens, ends) {
  * @returns {DocumentFragment[]}
  */
 export function renderBlocks(blocks, env) {
-  const all = clean(md.renderer.render(blocks.flatMap((each) => each.tokens), md.options, env));
+  const all = clean(
+    md.renderer.render(
+      blocks.flatMap((each) => each.tokens),
+      md.options,
+      env,
+    ),
+  );
   if (all.childElementCount === blocks.length) return [...all.children].map(wrapped);
   return blocks.map((each) => clean(md.renderer.render(each.tokens, md.options, env)));
 }

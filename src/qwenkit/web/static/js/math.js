@@ -46,11 +46,21 @@ function findClose(src, start, max, close) {
 
 /** Prices are no formulas: "$5 and $10". @param {string} src @param {number} start @param {number} end */
 function isFormula(src, start, end) {
-  return !/\s/.test(src[start]) && !/\s/.test(src[end - 1]) && !/[0-9A-Za-z]/.test(src[end + 1] ?? "") && !src.slice(start, end).includes("\n\n");
+  return (
+    !/\s/.test(src[start]) &&
+    !/\s/.test(src[end - 1]) &&
+    !/[0-9A-Za-z]/.test(src[end + 1] ?? "") &&
+    !src.slice(start, end).includes("\n\n")
+  );
 }
 
 /** A formula that begins its line and ends one; while an answer is written, also one that is not closed yet. */
-function blockMath(/** @type {any} */ state, /** @type {number} */ first, /** @type {number} */ last, /** @type {boolean} */ silent) {
+function blockMath(
+  /** @type {any} */ state,
+  /** @type {number} */ first,
+  /** @type {number} */ last,
+  /** @type {boolean} */ silent,
+) {
   const begin = state.bMarks[first] + state.tShift[first];
   const pair = PAIRS.find(([open, , isDisplay]) => isDisplay && state.src.startsWith(open, begin));
   if (!pair || state.sCount[first] - state.blkIndent >= 4) return false;

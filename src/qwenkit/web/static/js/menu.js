@@ -12,7 +12,7 @@ export function openMenu(button, items) {
   const wasOpen = button.getAttribute("aria-expanded") === "true";
   closeOpen?.();
   if (wasOpen) return;
-  const entries = items.map((item) => entry(item));
+  const entries = items.map((item) => entry(item, button));
   const menu = h("div", { class: "menu", role: "menu", testid: "menu" }, ...entries);
   (button.closest("dialog, aside, main") ?? document.body).append(menu);
   place(menu, button);
@@ -34,14 +34,22 @@ export function openMenu(button, items) {
   entries[0].focus({ preventScroll: true });
 }
 
-/** @param {Item} item */
-function entry(item) {
+/** @param {Item} item @param {HTMLElement} button */
+function entry(item, button) {
   const className = `menu-item${item.isDanger ? " danger" : ""}`;
   const run = () => {
     closeOpen?.();
+    button.focus({ preventScroll: true });
     item.run();
   };
-  const props = { type: "button", class: className, role: "menuitem", tabindex: "-1", testid: item.testid, on: { click: run } };
+  const props = {
+    type: "button",
+    class: className,
+    role: "menuitem",
+    tabindex: "-1",
+    testid: item.testid,
+    on: { click: run },
+  };
   return h("button", props, icon(item.icon), h("span", { t: item.label }));
 }
 

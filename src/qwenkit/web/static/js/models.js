@@ -4,7 +4,9 @@ import { CallError, canChooseThinking, listModels } from "./api.js";
 import { emit } from "./bus.js";
 import { preferences } from "./preferences.js";
 
-/** @type {{ list: { id: string, parent: string | null, context: number | null }[], canThink: boolean, error: CallError | null }} */
+/**
+ * @type {{ list: { id: string, parent: string | null, context: number | null }[], canThink: boolean, error: CallError | null }}
+ */
 export const models = { list: [], canThink: false, error: null };
 
 /** Asks the server what there is. */
@@ -20,7 +22,12 @@ export async function loadModels() {
   emit("models");
 }
 
-/** The model that answers: the one wanted where there is such, else the first. @param {string | null} wanted @returns {string | null} */
+/**
+ * The model that answers: the one wanted where there is such, else the first.
+ *
+ * @param {string | null} wanted
+ * @returns {string | null}
+ */
 export function modelFor(wanted) {
   const has = (id) => models.list.some((model) => model.id === id);
   if (wanted && (has(wanted) || !models.list.length)) return wanted;

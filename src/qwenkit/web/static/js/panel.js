@@ -20,8 +20,15 @@ export function mountPanel() {
   const sheets = h("div", { class: "panel-sheets" });
   for (const [name, build] of Object.entries(TABS)) addTab(name, build(), list, sheets);
   byId("panel").append(
-    h("div", { class: "panel-head" }, h("h2", { class: "panel-title", t: "panel.title" }), iconButton("close", "panel.close", () => setOpen(false), { testid: "panel-close" })),
-    list, sheets);
+    h(
+      "div",
+      { class: "panel-head" },
+      h("h2", { class: "panel-title", t: "panel.title" }),
+      iconButton("close", "panel.close", () => setOpen(false), { testid: "panel-close" }),
+    ),
+    list,
+    sheets,
+  );
   list.addEventListener("keydown", onKey);
   on("panel", (name) => {
     if (name === null) setOpen(false);
@@ -33,10 +40,28 @@ export function mountPanel() {
   choose(chosen, false);
 }
 
-/** @param {string} name @param {{ el: HTMLElement, show: () => void }} made @param {HTMLElement} list @param {HTMLElement} sheets */
+/**
+ * @param {string} name
+ * @param {{ el: HTMLElement, show: () => void }} made
+ * @param {HTMLElement} list
+ * @param {HTMLElement} sheets
+ */
 function addTab(name, { el, show }, list, sheets) {
-  const tab = h("button", { type: "button", role: "tab", id: `tab-${name}`, class: "tab", testid: `tab-${name}`, "aria-controls": `sheet-${name}`, t: `panel.${name}`, on: { click: () => choose(name, true) } });
-  const sheet = h("div", { role: "tabpanel", id: `sheet-${name}`, class: "sheet", "aria-labelledby": `tab-${name}`, hidden: true }, el);
+  const tab = h("button", {
+    type: "button",
+    role: "tab",
+    id: `tab-${name}`,
+    class: "tab",
+    testid: `tab-${name}`,
+    "aria-controls": `sheet-${name}`,
+    t: `panel.${name}`,
+    on: { click: () => choose(name, true) },
+  });
+  const sheet = h(
+    "div",
+    { role: "tabpanel", id: `sheet-${name}`, class: "sheet", "aria-labelledby": `tab-${name}`, hidden: true },
+    el,
+  );
   list.append(tab);
   sheets.append(sheet);
   tabs.set(name, { tab, sheet, show });

@@ -1,7 +1,7 @@
 /** How the model chooses its words. An empty field means: as the model itself says. */
 
 import { setSettings, shown } from "./conversations.js";
-import { h } from "./dom.js";
+import { h, textButton } from "./dom.js";
 import { models } from "./models.js";
 
 /** @typedef {{ name: string, min: number, max: number, step: number, slider?: boolean }} Control */
@@ -21,10 +21,27 @@ export function samplingTab() {
   const controls = CONTROLS.map(control);
   const thinking = h("input", { type: "checkbox", testid: "set-thinking" });
   thinking.addEventListener("change", () => setSettings({ thinking: thinking.checked }));
-  const think = h("label", { class: "check block" }, thinking, h("span", { class: "check-text" }, h("span", { t: "sampling.thinking" }), h("span", { class: "hint", t: "sampling.thinkingHint" })));
+  const think = h(
+    "label",
+    { class: "check" },
+    thinking,
+    h(
+      "span",
+      { class: "check-text" },
+      h("span", { t: "sampling.thinking" }),
+      h("span", { class: "hint", t: "sampling.thinkingHint" }),
+    ),
+  );
   const none = Object.fromEntries(CONTROLS.map(({ name }) => [name, null]));
-  const reset = h("button", { type: "button", class: "button", t: "sampling.reset", testid: "sampling-reset", on: { click: () => setSettings(none) } });
-  const el = h("div", { class: "stack" }, h("p", { class: "hint", t: "sampling.about" }), ...controls.map((each) => each.el), think, h("div", { class: "button-row" }, reset));
+  const reset = textButton("sampling.reset", "sampling-reset", () => setSettings(none));
+  const el = h(
+    "div",
+    { class: "stack" },
+    h("p", { class: "hint", t: "sampling.about" }),
+    ...controls.map((each) => each.el),
+    think,
+    h("div", { class: "button-row" }, reset),
+  );
   return {
     el,
     show() {
@@ -41,8 +58,11 @@ export function samplingTab() {
 function control({ name, min, max, step, slider }) {
   const range = { min: String(min), max: String(max), step: String(step) };
   const id = `set-${name}`;
-  const field = h("input", { type: "number", id, class: "field number", testid: id, inputmode: "decimal", placeholder: "sampling.own", "aria-describedby": `${id}-hint`, ...range });
-  const bar = slider ? h("input", { type: "range", class: "range", label: `sampling.${name}`, tabindex: "-1", "aria-hidden": "true", ...range }) : null;
+  const props = { id, testid: id, class: "field number", inputmode: "decimal", placeholder: "sampling.own" };
+  const field = h("input", { type: "number", "aria-describedby": `${id}-hint`, ...props, ...range });
+  // The field is for everyone; the bar beside it is for the mouse.
+  const hidden = { tabindex: "-1", "aria-hidden": "true" };
+  const bar = slider ? h("input", { type: "range", class: "range", ...hidden, ...range }) : null;
   const keep = () => {
     const text = field.value.trim();
     const value = text === "" ? null : Math.min(max, Math.max(min, Number(text)));
@@ -54,9 +74,13 @@ function control({ name, min, max, step, slider }) {
     bar.classList.remove("is-unset");
   });
   bar?.addEventListener("change", keep);
-  const el = h("div", { class: "control" },
-    h("div", { class: "control-row" }, h("label", { for: id, class: "control-label", t: `sampling.${name}` }), field), bar,
-    h("p", { class: "hint", id: `${id}-hint`, t: `sampling.${name}.about` }));
+  const el = h(
+    "div",
+    { class: "control" },
+    h("div", { class: "control-row" }, h("label", { for: id, class: "control-label", t: `sampling.${name}` }), field),
+    bar,
+    h("p", { class: "hint", id: `${id}-hint`, t: `sampling.${name}.about` }),
+  );
   return {
     el,
     name,

@@ -1,4 +1,7 @@
-/** What a person chose for this browser: looks, language, key, habits. Kept in localStorage; knows nothing of conversations. */
+/**
+ * What a person chose for this browser: looks, language, key, habits. Kept in localStorage; knows nothing of
+ * conversations.
+ */
 
 const PLACE = "qwenkit.preferences";
 const KEY_PLACE = "qwenkit.key";
@@ -66,7 +69,10 @@ export function applyTheme() {
   sheet.media = theme === "auto" ? DARK : isDark ? "all" : "not all";
   for (const meta of document.querySelectorAll('meta[name="theme-color"]')) {
     const isFor = /** @type {HTMLMetaElement} */ (meta).content === "#191816";
-    meta.setAttribute("media", theme === "auto" ? `(prefers-color-scheme: ${isFor ? "dark" : "light"})` : isFor === isDark ? "all" : "not all");
+    meta.setAttribute(
+      "media",
+      theme === "auto" ? `(prefers-color-scheme: ${isFor ? "dark" : "light"})` : isFor === isDark ? "all" : "not all",
+    );
   }
 }
 

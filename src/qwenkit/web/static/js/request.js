@@ -4,17 +4,52 @@
 
 const SAMPLING = ["temperature", "top_p", "top_k", "repetition_penalty", "max_tokens", "seed"];
 const LANGUAGES = {
-  py: "python", js: "javascript", mjs: "javascript", ts: "typescript", tsx: "tsx", jsx: "jsx", sh: "bash", bash: "bash",
-  c: "c", h: "c", cc: "cpp", cpp: "cpp", hpp: "cpp", cu: "cpp", rs: "rust", go: "go", java: "java", kt: "kotlin", rb: "ruby",
-  php: "php", cs: "csharp", swift: "swift", sql: "sql", html: "html", css: "css", json: "json", yaml: "yaml", yml: "yaml",
-  toml: "toml", xml: "xml", md: "markdown", r: "r", lua: "lua", diff: "diff", patch: "diff",
+  py: "python",
+  js: "javascript",
+  mjs: "javascript",
+  ts: "typescript",
+  tsx: "tsx",
+  jsx: "jsx",
+  sh: "bash",
+  bash: "bash",
+  c: "c",
+  h: "c",
+  cc: "cpp",
+  cpp: "cpp",
+  hpp: "cpp",
+  cu: "cpp",
+  rs: "rust",
+  go: "go",
+  java: "java",
+  kt: "kotlin",
+  rb: "ruby",
+  php: "php",
+  cs: "csharp",
+  swift: "swift",
+  sql: "sql",
+  html: "html",
+  css: "css",
+  json: "json",
+  yaml: "yaml",
+  yml: "yaml",
+  toml: "toml",
+  xml: "xml",
+  md: "markdown",
+  r: "r",
+  lua: "lua",
+  diff: "diff",
+  patch: "diff",
 };
 
-/** A file as the model reads it: named, and in a fence that nothing inside can close. @param {import("./types.js").Attachment} file */
+/**
+ * A file as the model reads it: named, and in a fence that nothing inside can close.
+ *
+ * @param {import("./types.js").Attachment} file
+ */
 export function fileText(file) {
   const runs = file.text.match(/`+/g) ?? [];
   const fence = "`".repeat(Math.max(3, ...runs.map((run) => run.length + 1)));
-  const ending = file.name.includes(".") ? file.name.split(".").pop().toLowerCase() : "";
+  const ending = /\.(\w+)$/.exec(file.name)?.[1].toLowerCase() ?? "";
   const language = Object.hasOwn(LANGUAGES, ending) ? LANGUAGES[ending] : "";
   return `${file.name}\n${fence}${language}\n${file.text.replace(/\n$/, "")}\n${fence}`;
 }

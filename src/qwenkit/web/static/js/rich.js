@@ -56,7 +56,12 @@ export function codeBlock(text, language) {
 
 /** Copies what `text` gives when it is pressed. @param {() => string | null} text @param {string} [label] */
 export function copyButton(text, label = "code.copy") {
-  const button = h("button", { type: "button", class: "quiet-button copy", testid: "copy" }, icon("copy"), h("span", { t: label }));
+  const button = h(
+    "button",
+    { type: "button", class: "quiet-button copy", testid: "copy" },
+    icon("copy"),
+    h("span", { t: label }),
+  );
   button.addEventListener("click", async () => {
     const done = await copyText(text() ?? "");
     say(button.lastElementChild, "text", done ? "code.copied" : "code.notCopied");
@@ -69,7 +74,12 @@ export function copyButton(text, label = "code.copy") {
   return button;
 }
 
-/** Replaces the text of an open block by a longer one, at the cost of what is new. @param {Element} block @param {string} text */
+/**
+ * Replaces the text of an open block by a longer one, at the cost of what is new.
+ *
+ * @param {Element} block
+ * @param {string} text
+ */
 export function growCode(block, text) {
   const code = /** @type {HTMLElement} */ (block.querySelector("code"));
   const shown = text.replace(/\n$/, "");
@@ -92,7 +102,12 @@ export function dressCode(root) {
   }
 }
 
-/** Colours code and draws formulas, once what is needed is there. @param {Element} root @param {boolean} [isOpen] more will come: code waits */
+/**
+ * Colours code and draws formulas, once what is needed is there.
+ *
+ * @param {Element} root
+ * @param {boolean} [isOpen] more will come: code waits
+ */
 export function enrich(root, isOpen = false) {
   const formulas = root.matches(".math") ? [root] : [...root.querySelectorAll(".math:not(.drawn)")];
   if (formulas.length) withLibrary("katex", () => formulas.forEach(drawFormula));
@@ -103,11 +118,14 @@ export function enrich(root, isOpen = false) {
 }
 
 /** Colours are for what is in sight. */
-const seen = new IntersectionObserver((entries) => {
-  const near = entries.filter((entry) => entry.isIntersecting).map((entry) => entry.target);
-  for (const block of near) seen.unobserve(block);
-  if (near.length) withLibrary("highlight", () => near.forEach(colour));
-}, { rootMargin: "600px 0px" });
+const seen = new IntersectionObserver(
+  (entries) => {
+    const near = entries.filter((entry) => entry.isIntersecting).map((entry) => entry.target);
+    for (const block of near) seen.unobserve(block);
+    if (near.length) withLibrary("highlight", () => near.forEach(colour));
+  },
+  { rootMargin: "600px 0px" },
+);
 
 /** @param {"katex" | "highlight"} name @param {() => void} fn */
 function withLibrary(name, fn) {
@@ -115,11 +133,14 @@ function withLibrary(name, fn) {
     fn();
     return;
   }
-  load(name).then((library) => {
-    if (name === "katex") katex = library;
-    else hljs = library;
-    fn();
-  }, () => {}); // without it, text stays as the model wrote it
+  load(name).then(
+    (library) => {
+      if (name === "katex") katex = library;
+      else hljs = library;
+      fn();
+    },
+    () => {},
+  ); // without it, text stays as the model wrote it
 }
 
 /** @param {Element} block */
@@ -136,7 +157,12 @@ function colour(block) {
 function drawFormula(el) {
   const source = el.textContent ?? "";
   if (el.classList.contains("drawn") || source.length > MAX_FORMULA) return;
-  const options = { displayMode: el.classList.contains("math-display"), output: "htmlAndMathml", maxExpand: 300, maxSize: 20 };
+  const options = {
+    displayMode: el.classList.contains("math-display"),
+    output: "htmlAndMathml",
+    maxExpand: 300,
+    maxSize: 20,
+  };
   try {
     katex.render(source, el, { ...options, throwOnError: true, trust: false, strict: "ignore" });
     el.classList.add("drawn");

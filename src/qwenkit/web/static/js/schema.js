@@ -1,4 +1,7 @@
-/** Checks the schema of a tool's parameters: what JSON schema says, as far as models are told of it. Knows nothing of the page. */
+/**
+ * Checks the schema of a tool's parameters: what JSON schema says, as far as models are told of it. Knows nothing of
+ * the page.
+ */
 
 import { faultPlace } from "./json_place.js";
 
@@ -39,7 +42,8 @@ function faultOf(schema, at, depth) {
   const types = Array.isArray(schema.type) ? schema.type : schema.type === undefined ? [] : [schema.type];
   const odd = types.find((type) => !TYPES.has(type));
   if (odd !== undefined) return { key: "schema.type", values: { where, type: JSON.stringify(odd) ?? "?" } };
-  if (schema.enum !== undefined && (!Array.isArray(schema.enum) || !schema.enum.length)) return { key: "schema.enum", values: { where } };
+  if (schema.enum !== undefined && (!Array.isArray(schema.enum) || !schema.enum.length))
+    return { key: "schema.enum", values: { where } };
   return requiredFault(schema, where) ?? partsFault(schema, at, depth);
 }
 
@@ -47,14 +51,16 @@ function faultOf(schema, at, depth) {
 function requiredFault(schema, where) {
   const { required, properties } = schema;
   if (required === undefined) return null;
-  if (!Array.isArray(required) || required.some((name) => typeof name !== "string")) return { key: "schema.required", values: { where } };
+  if (!Array.isArray(required) || required.some((name) => typeof name !== "string"))
+    return { key: "schema.required", values: { where } };
   const unknown = required.find((name) => !Object.hasOwn(properties ?? {}, name));
   return unknown === undefined ? null : { key: "schema.unknown", values: { where, name: unknown } };
 }
 
 /** @param {any} schema @param {string} at @param {number} depth @returns {Fault | null} */
 function partsFault(schema, at, depth) {
-  if (schema.properties !== undefined && !isObject(schema.properties)) return { key: "schema.properties", values: { where: at || "schema" } };
+  if (schema.properties !== undefined && !isObject(schema.properties))
+    return { key: "schema.properties", values: { where: at || "schema" } };
   /** @type {[string, any][]} */
   const parts = Object.entries(schema.properties ?? {}).map(([name, part]) => [at ? `${at}.${name}` : name, part]);
   if (schema.items !== undefined) parts.push([`${at}[]`, schema.items]);

@@ -69,7 +69,8 @@ function withLastAnswer(run) {
 
 /** Shows the keys. */
 export function openHelp() {
-  const rows = SHORTCUTS.map(({ keys, about }) => h("div", { class: "keys-row" },
-    h("dt", {}, ...keys.map((key) => h("kbd", { text: key }))), h("dd", { t: about })));
+  const rows = SHORTCUTS.map(({ keys, about }) =>
+    h("div", { class: "keys-row" }, h("dt", {}, ...keys.map((key) => h("kbd", { text: key }))), h("dd", { t: about })),
+  );
   openDialog({ title: "help.title", testid: "help-dialog", body: [h("dl", { class: "keys" }, ...rows)] });
 }

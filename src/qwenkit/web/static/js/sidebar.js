@@ -16,7 +16,11 @@ import { saveConversation } from "./transfer.js";
 const DAY = 86_400_000;
 const MAX_ROWS = 400;
 
-/** What the search found in the turns, by conversation; null: nothing is searched. @type {Map<string, string> | null} */
+/**
+ * What the search found in the turns, by conversation; null: nothing is searched.
+ *
+ * @type {Map<string, string> | null}
+ */
 let found = null;
 let query = "";
 let renamed = "";
@@ -78,7 +82,8 @@ function matching() {
 function draw() {
   if (renamed && byId("conversations").contains(document.activeElement)) return;
   const host = byId("conversations");
-  const focused = /** @type {HTMLElement | null} */ (document.activeElement?.closest("[data-testid=conversation]"))?.dataset.id;
+  const focused = /** @type {HTMLElement | null} */ (document.activeElement?.closest("[data-testid=conversation]"))
+    ?.dataset.id;
   const top = host.scrollTop;
   const list = matching();
   const groups = new Map();
@@ -86,8 +91,14 @@ function draw() {
     const name = found ? "sidebar.found" : ageOf(each.updated);
     groups.set(name, [...(groups.get(name) ?? []), each]);
   }
-  const parts = [...groups].map(([name, members], n) => h("section", { "aria-labelledby": `age-${n}` },
-    h("h2", { id: `age-${n}`, class: "age", t: name }), h("ul", { class: "rows" }, ...members.map(row))));
+  const parts = [...groups].map(([name, members], n) =>
+    h(
+      "section",
+      { "aria-labelledby": `age-${n}` },
+      h("h2", { id: `age-${n}`, class: "age", t: name }),
+      h("ul", { class: "rows" }, ...members.map(row)),
+    ),
+  );
   if (!list.length) parts.push(h("p", { class: "hint nothing", t: found ? "sidebar.notFound" : "sidebar.nothing" }));
   if (list.length > limit) parts.push(moreButton(list.length - limit));
   host.replaceChildren(...parts);
@@ -97,10 +108,17 @@ function draw() {
 
 /** @param {number} n */
 function moreButton(n) {
-  return h("button", { type: "button", class: "quiet-button", t: ["sidebar.more", { n }], on: { click: () => {
-    limit += MAX_ROWS;
-    draw();
-  } } });
+  return h("button", {
+    type: "button",
+    class: "quiet-button",
+    t: ["sidebar.more", { n }],
+    on: {
+      click: () => {
+        limit += MAX_ROWS;
+        draw();
+      },
+    },
+  });
 }
 
 /** @param {number} time */
@@ -122,8 +140,11 @@ function row(conversation) {
     el.append(renameField(conversation));
     return el;
   }
-  const link = h("a", { href: `#/c/${id}`, class: "row-link", testid: "conversation-link", "aria-current": isShown ? "page" : null },
-    h("span", { class: "row-title", text: title || t("sidebar.untitled"), dir: "auto" }));
+  const link = h(
+    "a",
+    { href: `#/c/${id}`, class: "row-link", testid: "conversation-link", "aria-current": isShown ? "page" : null },
+    h("span", { class: "row-title", text: title || t("sidebar.untitled"), dir: "auto" }),
+  );
   const excerpt = found?.get(id);
   if (excerpt) link.append(h("span", { class: "row-excerpt", dir: "auto" }, ...marked(excerpt)));
   link.addEventListener("click", (event) => {
@@ -133,7 +154,10 @@ function row(conversation) {
   });
   link.addEventListener("keydown", (event) => onRowKey(event, conversation));
   const more = iconButton("more", ["sidebar.moreOf", { title }], () => openMenu(more, items(conversation)), {
-    testid: "conversation-more", class: "icon-button row-more", "aria-haspopup": "menu", "aria-expanded": "false",
+    testid: "conversation-more",
+    class: "icon-button row-more",
+    "aria-haspopup": "menu",
+    "aria-expanded": "false",
   });
   el.append(link);
   if (isWritten) el.append(h("span", { class: "row-busy", role: "img", label: "sidebar.busy" }));
@@ -164,9 +188,25 @@ function onRowKey(event, conversation) {
 function items(conversation) {
   return [
     { icon: "edit", label: "sidebar.rename", run: () => startRename(conversation.id), testid: "rename" },
-    { icon: "down", label: "sidebar.json", run: () => saveConversation(conversation.id, "json"), testid: "export-json" },
-    { icon: "file", label: "sidebar.markdown", run: () => saveConversation(conversation.id, "markdown"), testid: "export-markdown" },
-    { icon: "trash", label: "sidebar.delete", run: () => remove(conversation), isDanger: true, testid: "delete-conversation" },
+    {
+      icon: "down",
+      label: "sidebar.json",
+      run: () => saveConversation(conversation.id, "json"),
+      testid: "export-json",
+    },
+    {
+      icon: "file",
+      label: "sidebar.markdown",
+      run: () => saveConversation(conversation.id, "markdown"),
+      testid: "export-markdown",
+    },
+    {
+      icon: "trash",
+      label: "sidebar.delete",
+      run: () => remove(conversation),
+      isDanger: true,
+      testid: "delete-conversation",
+    },
   ];
 }
 
@@ -190,7 +230,14 @@ function startRename(id) {
 
 /** @param {Conversation} conversation */
 function renameField({ id, title }) {
-  const field = h("input", { class: "field row-field", testid: "rename-field", label: "sidebar.newName", maxlength: "200", dir: "auto", value: title });
+  const field = h("input", {
+    class: "field row-field",
+    testid: "rename-field",
+    label: "sidebar.newName",
+    maxlength: "200",
+    dir: "auto",
+    value: title,
+  });
   const finish = (/** @type {boolean} */ isKept) => {
     if (renamed !== id) return;
     renamed = "";

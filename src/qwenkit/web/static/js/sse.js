@@ -9,7 +9,11 @@ export class EventParser {
     this.isFirst = true;
   }
 
-  /** @param {string} text the next piece @param {boolean} [isLast] nothing comes after @returns {string[]} data of the events that are complete */
+  /**
+   * @param {string} text the next piece
+   * @param {boolean} [isLast] nothing comes after
+   * @returns {string[]} data of the events that are complete
+   */
   push(text, isLast = false) {
     if (this.isFirst && text) {
       text = text.replace(/^\uFEFF/, "");
@@ -41,7 +45,12 @@ export class EventParser {
   }
 }
 
-/** The data of the events of an answer, as they come. @param {ReadableStream<Uint8Array>} stream @returns {AsyncGenerator<string>} */
+/**
+ * The data of the events of an answer, as they come.
+ *
+ * @param {ReadableStream<Uint8Array>} stream
+ * @returns {AsyncGenerator<string>}
+ */
 export async function* readEvents(stream) {
   const parser = new EventParser();
   const decoder = new TextDecoder("utf-8", { ignoreBOM: true });
@@ -58,7 +67,11 @@ export async function* readEvents(stream) {
   }
 }
 
-/** Lets the end of a stream come, so that the server need not take it for a client that left; ends one that goes on. @param {ReadableStreamDefaultReader<Uint8Array>} reader */
+/**
+ * Lets the end of a stream come, so that the server need not take it for a client that left; ends one that goes on.
+ *
+ * @param {ReadableStreamDefaultReader<Uint8Array>} reader
+ */
 async function drain(reader) {
   const timer = setTimeout(() => reader.cancel().catch(() => {}), 500);
   try {

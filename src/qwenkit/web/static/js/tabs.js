@@ -18,7 +18,12 @@ export function whenTold(type, fn) {
   handlers.set(type, fn);
 }
 
-/** Asks the other tabs which of these answers they are writing. @param {string[]} ids @returns {Promise<Set<string>>} */
+/**
+ * Asks the other tabs which of these answers they are writing.
+ *
+ * @param {string[]} ids
+ * @returns {Promise<Set<string>>}
+ */
 export async function askOthers(ids) {
   /** @type {Set<string>} */
   const alive = new Set();

@@ -56,12 +56,21 @@ export function mountThread() {
     byId("prompt").focus();
   });
   dresser = new Dresser(box, byId("turns"), (el) => views.get(el.dataset.id ?? "")?.dress());
-  on("open", render);
-  on("path", render);
-  on("turn", (id) => updateOne(id));
+  on("open", () => keepingFocus(render));
+  on("path", () => keepingFocus(render));
+  on("turn", (id) => keepingFocus(() => updateOne(id)));
   on("delta", (turn) => grow(turn));
   on("busy", (turn) => busy(turn));
   setInterval(tellWaiting, 1000);
+}
+
+/** Runs what may take the element with the focus away; then the field for the next question has it. @param {() => void} run */
+function keepingFocus(run) {
+  const host = byId("turns");
+  const had = host.contains(document.activeElement);
+  run();
+  const isLost = had && (!document.activeElement || document.activeElement === document.body);
+  if (isLost && !matchMedia("(pointer: coarse)").matches) byId("prompt").focus({ preventScroll: true });
 }
 
 /** Makes the page show the path of the tree, keeping what stays. */
@@ -87,7 +96,11 @@ function render() {
   if (isOther || list[list.length - 1]?.turn.state === "streaming") follower.toEnd();
 }
 
-/** The group that takes the next turn; what is out of sight is not laid out, group by group. @param {HTMLElement} host */
+/**
+ * The group that takes the next turn; what is out of sight is not laid out, group by group.
+ *
+ * @param {HTMLElement} host
+ */
 function lastGroup(host) {
   const last = host.lastElementChild;
   if (last && last.childElementCount < GROUP) return last;
@@ -103,7 +116,8 @@ function fillAbove(above) {
   filling = window.setTimeout(() => {
     const batch = above.slice(-BATCH).map((entry) => make(entry, false).el);
     const groups = [];
-    for (let n = 0; n < batch.length; n += GROUP) groups.push(h("div", { class: "group" }, ...batch.slice(n, n + GROUP)));
+    for (let n = 0; n < batch.length; n += GROUP)
+      groups.push(h("div", { class: "group" }, ...batch.slice(n, n + GROUP)));
     byId("turns").prepend(...groups);
     dresser.look();
     fillAbove(above.slice(0, -BATCH));
@@ -113,8 +127,11 @@ function fillAbove(above) {
 /** @param {TurnView} view @param {Entry} entry */
 function refresh(view, entry) {
   const { turn, results, isLast } = view.entry;
-  const isSame = turn === entry.turn && isLast === entry.isLast && results.length === entry.results.length
-    && results.every((result, n) => result === entry.results[n]);
+  const isSame =
+    turn === entry.turn &&
+    isLast === entry.isLast &&
+    results.length === entry.results.length &&
+    results.every((result, n) => result === entry.results[n]);
   const variants = shown.tree.variants(turn).length;
   if (!isSame || variants !== view.variants) view.update(entry);
   view.variants = variants;
@@ -183,7 +200,14 @@ function busy(turn) {
   if (turn.conversation !== shown.current.id || writing.has(turn.id)) return;
   grown.delete(turn.id);
   const words = turn.content.trim() ? turn.content.trim().split(/\s+/).length : 0;
-  announce(turn.state === "failed" || turn.state === "interrupted" ? "live.failed" : turn.state === "stopped" ? "live.stopped" : "live.finished", { n: words });
+  announce(
+    turn.state === "failed" || turn.state === "interrupted"
+      ? "live.failed"
+      : turn.state === "stopped"
+        ? "live.stopped"
+        : "live.finished",
+    { n: words },
+  );
 }
 
 function tellWaiting() {

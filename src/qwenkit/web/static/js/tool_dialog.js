@@ -2,7 +2,7 @@
 
 import { setSettings, shown } from "./conversations.js";
 import { labelled, openDialog } from "./dialog.js";
-import { h, say } from "./dom.js";
+import { h, say, textButton } from "./dom.js";
 import { readSchema, TOOL_NAME } from "./schema.js";
 import { saveTool, tools } from "./tools.js";
 
@@ -17,25 +17,11 @@ const EXAMPLE = {
 
 /** Opens the editor. @param {import("./types.js").Tool | null} tool null: a new one */
 export function openToolDialog(tool) {
-  const name = h("input", { class: "field mono", testid: "tool-name", maxlength: "64", autocomplete: "off", spellcheck: "false", autofocus: true, value: tool?.name ?? "" });
-  const about = h("textarea", { class: "field", testid: "tool-description", rows: "2", dir: "auto", value: tool?.description ?? "" });
-  const text = JSON.stringify(tool?.parameters ?? { type: "object", properties: {}, required: [] }, null, 2);
-  const schema = h("textarea", { class: "field mono code-field", testid: "tool-schema", rows: "10", spellcheck: "false", dir: "ltr", value: text });
-  const error = h("p", { class: "result is-error", testid: "tool-error", role: "alert", id: "tool-error", hidden: true });
-  const fields = { name, about, schema, error };
-  schema.addEventListener("input", () => check(fields, tool, false));
-  name.addEventListener("input", () => check(fields, tool, false));
-  const small = (t, testid, run) => h("button", { type: "button", class: "quiet-button", t, testid, on: { click: run } });
-  const help = h("div", { class: "button-row tight" },
-    small("tools.format", "tool-format", () => {
-      const read = readSchema(schema.value);
-      if ("schema" in read) schema.value = JSON.stringify(read.schema, null, 2);
-      check(fields, tool, false);
-    }),
-    small("tools.example", "tool-example", () => {
-      schema.value = JSON.stringify(EXAMPLE, null, 2);
-      check(fields, tool, false);
-    }));
+  const fields = fieldsOf(tool);
+  const { name, about, schema, error } = fields;
+  const recheck = () => check(fields, tool, false);
+  schema.addEventListener("input", recheck);
+  name.addEventListener("input", recheck);
   const save = async () => {
     const parameters = check(fields, tool, true);
     if (!parameters) return;
@@ -44,15 +30,63 @@ export function openToolDialog(tool) {
     const { tools: ids } = shown.current.settings;
     if (!tool && !ids.includes(kept.id)) await setSettings({ tools: [...ids, kept.id] });
   };
-  const make = (t, className, testid, run) => h("button", { type: "button", class: `button ${className}`, t, testid, on: { click: run } });
   const dialog = openDialog({
     title: tool ? "tools.editTitle" : "tools.newTitle",
     testid: "tool-dialog",
     size: "wide",
-    body: [labelled("tools.name", name, "tools.nameHint"), labelled("tools.about", about, "tools.aboutHint"),
-      labelled("tools.schema", schema, "tools.schemaHint"), help],
-    buttons: [error, make("edit.cancel", "", "tool-cancel", () => dialog.close()), make("tools.save", "primary", "tool-save", save)],
+    body: [
+      labelled("tools.name", name, "tools.nameHint"),
+      labelled("tools.about", about, "tools.aboutHint"),
+      labelled("tools.schema", schema, "tools.schemaHint"),
+      schemaHelp(schema, recheck),
+    ],
+    buttons: [
+      error,
+      textButton("edit.cancel", "tool-cancel", () => dialog.close()),
+      textButton("tools.save", "tool-save", save, { look: "button primary" }),
+    ],
   });
+}
+
+/** @param {import("./types.js").Tool | null} tool */
+function fieldsOf(tool) {
+  const schema = JSON.stringify(tool?.parameters ?? { type: "object", properties: {}, required: [] }, null, 2);
+  const plain = { autocomplete: "off", spellcheck: "false" };
+  const name = { class: "field mono", testid: "tool-name", maxlength: "64", autofocus: true, value: tool?.name ?? "" };
+  const about = { class: "field", testid: "tool-description", rows: "2", dir: "auto", value: tool?.description ?? "" };
+  return {
+    name: h("input", { ...name, ...plain }),
+    about: h("textarea", about),
+    schema: h("textarea", {
+      class: "field mono code-field",
+      testid: "tool-schema",
+      rows: "10",
+      dir: "ltr",
+      value: schema,
+      ...plain,
+    }),
+    error: h("p", { class: "result is-error", testid: "tool-error", role: "alert", hidden: true }),
+  };
+}
+
+/** @param {any} schema the field @param {() => void} recheck */
+function schemaHelp(schema, recheck) {
+  const format = () => {
+    const read = readSchema(schema.value);
+    if ("schema" in read) schema.value = JSON.stringify(read.schema, null, 2);
+    recheck();
+  };
+  const example = () => {
+    schema.value = JSON.stringify(EXAMPLE, null, 2);
+    recheck();
+  };
+  const look = "quiet-button";
+  return h(
+    "div",
+    { class: "button-row tight" },
+    textButton("tools.format", "tool-format", format, { look }),
+    textButton("tools.example", "tool-example", example, { look }),
+  );
 }
 
 /**
@@ -76,7 +110,12 @@ function check({ name, schema, error }, tool, isFinal) {
   return shownFault || !("schema" in read) ? null : read.schema;
 }
 
-/** @param {string} name @param {import("./types.js").Tool | null} tool @param {boolean} isFinal @returns {import("./schema.js").Fault | null} */
+/**
+ * @param {string} name
+ * @param {import("./types.js").Tool | null} tool
+ * @param {boolean} isFinal
+ * @returns {import("./schema.js").Fault | null}
+ */
 function nameFault(name, tool, isFinal) {
   if (!name && !isFinal) return null;
   if (!TOOL_NAME.test(name)) return { key: "tools.badName" };

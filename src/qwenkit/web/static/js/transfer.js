@@ -9,15 +9,27 @@ import { loadTools, saveTool, tools } from "./tools.js";
 import { Tree } from "./tree.js";
 import { FORMAT, ImportError, MAX_IMPORT, readImport } from "./validate.js";
 
-/** @typedef {import("./types.js").Conversation} Conversation @typedef {import("./types.js").Turn} Turn @typedef {import("./types.js").Tool} Tool */
+/**
+ * @typedef {import("./types.js").Conversation} Conversation
+ * @typedef {import("./types.js").Turn} Turn
+ * @typedef {import("./types.js").Tool} Tool
+ */
 
 /** @param {Conversation} conversation @param {Turn[]} turns */
 function plain(conversation, turns) {
-  const kept = turns.map(({ conversation: _, ...turn }) => (turn.state === "streaming" ? { ...turn, state: "interrupted" } : turn));
+  const kept = turns.map(({ conversation: _, ...turn }) =>
+    turn.state === "streaming" ? { ...turn, state: "interrupted" } : turn,
+  );
   return { ...conversation, turns: kept.sort((a, b) => a.created - b.created || (a.id < b.id ? -1 : 1)) };
 }
 
-/** Everything as one text of JSON. @param {Conversation[]} conversations @param {Tool[]} given @returns {Promise<string>} */
+/**
+ * Everything as one text of JSON.
+ *
+ * @param {Conversation[]} conversations
+ * @param {Tool[]} given
+ * @returns {Promise<string>}
+ */
 async function toJson(conversations, given) {
   const list = [];
   for (const each of conversations) list.push(plain(each, await turnsOf(each.id)));
@@ -33,7 +45,8 @@ async function turnsOf(id) {
 /** What is shown of a conversation, for people. @param {Conversation} conversation @param {Turn[]} turns */
 export function toMarkdown(conversation, turns) {
   const parts = [`# ${(conversation.title || t("sidebar.untitled")).replace(/\s+/g, " ")}`];
-  if (conversation.settings.system.trim()) parts.push(`> ${conversation.settings.system.trim().replace(/\n/g, "\n> ")}`);
+  if (conversation.settings.system.trim())
+    parts.push(`> ${conversation.settings.system.trim().replace(/\n/g, "\n> ")}`);
   for (const turn of new Tree(turns, conversation.choices).path()) parts.push(turnMarkdown(turn));
   return `${parts.join("\n\n")}\n`;
 }
@@ -42,9 +55,15 @@ export function toMarkdown(conversation, turns) {
 function turnMarkdown(turn) {
   if (turn.role === "user") return `## ${t("turn.you")}\n\n${userText(turn)}`;
   if (turn.role === "tool") return `### ${t("calls.resultOf", { name: turn.name ?? "" })}\n\n${fenced(turn.content)}`;
-  const calls = (turn.calls ?? []).map((call) => `### ${t("calls.label", { name: call.name })}\n\n${fenced(call.arguments)}`);
-  const thoughts = turn.reasoning ? [`<details><summary>${t("reasoning.done")}</summary>\n\n${turn.reasoning.trim()}\n\n</details>`] : [];
-  return [`## ${t("turn.model")}${turn.model ? ` (${turn.model})` : ""}`, ...thoughts, turn.content, ...calls].filter(Boolean).join("\n\n");
+  const calls = (turn.calls ?? []).map(
+    (call) => `### ${t("calls.label", { name: call.name })}\n\n${fenced(call.arguments)}`,
+  );
+  const thoughts = turn.reasoning
+    ? [`<details><summary>${t("reasoning.done")}</summary>\n\n${turn.reasoning.trim()}\n\n</details>`]
+    : [];
+  return [`## ${t("turn.model")}${turn.model ? ` (${turn.model})` : ""}`, ...thoughts, turn.content, ...calls]
+    .filter(Boolean)
+    .join("\n\n");
 }
 
 /** @param {string} text */
@@ -56,7 +75,11 @@ function fenced(text) {
 
 /** A name for a file, on every system. @param {string} title */
 function fileName(title) {
-  const name = title.replace(/[\p{C}\\/:*?"<>|.]+/gu, " ").replace(/\s+/g, " ").trim().slice(0, 60);
+  const name = title
+    .replace(/[\p{C}\\/:*?"<>|.]+/gu, " ")
+    .replace(/\s+/g, " ")
+    .trim()
+    .slice(0, 60);
   return name || t("sidebar.untitled");
 }
 
@@ -130,7 +153,10 @@ async function takeTools(given) {
   const names = new Map();
   for (const tool of given) {
     const old = tools.get(tool.id);
-    const isSame = old && JSON.stringify([old.name, old.description, old.parameters]) === JSON.stringify([tool.name, tool.description, tool.parameters]);
+    const isSame =
+      old &&
+      JSON.stringify([old.name, old.description, old.parameters]) ===
+        JSON.stringify([tool.name, tool.description, tool.parameters]);
     if (isSame) continue;
     const kept = await saveTool(old ? { ...tool, id: newId() } : tool);
     if (old) names.set(tool.id, kept.id);
@@ -139,7 +165,12 @@ async function takeTools(given) {
   return names;
 }
 
-/** @param {Conversation} conversation @param {Turn[]} turns @param {Set<string>} taken names @returns {Promise<"added" | "copied" | "same">} */
+/**
+ * @param {Conversation} conversation
+ * @param {Turn[]} turns
+ * @param {Set<string>} taken names
+ * @returns {Promise<"added" | "copied" | "same">}
+ */
 async function fateOf(conversation, turns, taken) {
   const old = await database.get("conversations", conversation.id);
   if (!old) return taken.has(conversation.id) ? "copied" : "added";
@@ -151,6 +182,8 @@ async function fateOf(conversation, turns, taken) {
 function canonical(value) {
   if (Array.isArray(value)) return `[${value.map(canonical).join()}]`;
   if (typeof value !== "object" || value === null) return JSON.stringify(value) ?? "null";
-  const fields = Object.keys(value).filter((key) => value[key] !== undefined).sort();
+  const fields = Object.keys(value)
+    .filter((key) => value[key] !== undefined)
+    .sort();
   return `{${fields.map((key) => `${JSON.stringify(key)}:${canonical(value[key])}`).join()}}`;
 }

@@ -1,32 +1,41 @@
 /** The dialog for files of conversations. */
 
 import { openDialog } from "./dialog.js";
-import { h, icon, say } from "./dom.js";
+import { h, icon, say, textButton } from "./dom.js";
 import { formatBytes } from "./language.js";
 import { saveAll, takeFile } from "./transfer.js";
 import { ImportError, MAX_IMPORT } from "./validate.js";
 
 /** Opens it. */
 export function openTransfer() {
+  openDialog({ title: "transfer.title", testid: "transfer-dialog", body: [exportBlock(), importBlock()] });
+}
+
+/** @param {string} title @param {...Node} rest */
+function block(title, ...rest) {
+  return h("section", { class: "block" }, h("h3", { class: "block-title", t: title }), ...rest);
+}
+
+function exportBlock() {
+  const json = textButton("transfer.json", "export-all-json", () => saveAll("json"), { icon: "down" });
+  const markdown = textButton("transfer.markdown", "export-all-markdown", () => saveAll("markdown"), { icon: "down" });
+  const about = h("p", { class: "hint", t: "transfer.exportAbout" });
+  return block("transfer.export", about, h("div", { class: "button-row" }, json, markdown));
+}
+
+function importBlock() {
   const result = h("p", { class: "result", testid: "import-result", role: "status" });
-  const input = h("input", { type: "file", accept: ".json,application/json", class: "sr-only", id: "import-input", testid: "import-input" });
+  const props = { type: "file", accept: ".json,application/json", class: "sr-only" };
+  const input = h("input", { ...props, id: "import-input", testid: "import-input" });
   input.addEventListener("change", async () => {
     const [file] = input.files;
     input.value = "";
     if (file) await take(file, result);
   });
-  const save = (t, form, testid) => h("button", { type: "button", class: "button", testid, on: { click: () => saveAll(form) } }, icon("down"), h("span", { t }));
-  openDialog({
-    title: "transfer.title",
-    testid: "transfer-dialog",
-    body: [
-      h("section", { class: "block" }, h("h3", { class: "block-title", t: "transfer.export" }), h("p", { class: "hint", t: "transfer.exportAbout" }),
-        h("div", { class: "button-row" }, save("transfer.json", "json", "export-all-json"), save("transfer.markdown", "markdown", "export-all-markdown"))),
-      h("section", { class: "block" }, h("h3", { class: "block-title", t: "transfer.import" }),
-        h("p", { class: "hint", t: ["transfer.importAbout", { size: formatBytes(MAX_IMPORT) }] }),
-        h("div", { class: "button-row" }, input, h("label", { for: "import-input", class: "button" }, icon("up"), h("span", { t: "transfer.choose" }))), result),
-    ],
-  });
+  const words = h("span", { t: "transfer.choose" });
+  const label = h("label", { for: "import-input", class: "button" }, icon("up"), words);
+  const about = h("p", { class: "hint", t: ["transfer.importAbout", { size: formatBytes(MAX_IMPORT) }] });
+  return block("transfer.import", about, h("div", { class: "button-row" }, input, label), result);
 }
 
 /** @param {File} file @param {HTMLElement} result */
@@ -39,7 +48,8 @@ async function take(file, result) {
   } catch (error) {
     result.classList.add("is-error");
     if (!(error instanceof ImportError)) say(result, "text", "import.failed");
-    else if (error.key === "import.large") say(result, "text", ["import.large", { size: formatBytes(error.values.size), max: formatBytes(MAX_IMPORT) }]);
+    else if (error.key === "import.large")
+      say(result, "text", ["import.large", { size: formatBytes(error.values.size), max: formatBytes(MAX_IMPORT) }]);
     else say(result, "text", [error.key, error.values]);
   }
 }

@@ -1,4 +1,7 @@
-/** Conversations as trees: which turns are shown, which are variants of each other. Pure functions; knows neither page nor storage. */
+/**
+ * Conversations as trees: which turns are shown, which are variants of each other. Pure functions; knows neither page
+ * nor storage.
+ */
 
 /** @typedef {import("./types.js").Turn} Turn */
 

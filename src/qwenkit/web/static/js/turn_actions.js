@@ -13,7 +13,12 @@ async function withNews(run) {
   await run();
 }
 
-/** Says something and asks for an answer. @param {string} content @param {import("./types.js").Attachment[]} attachments */
+/**
+ * Says something and asks for an answer.
+ *
+ * @param {string} content
+ * @param {import("./types.js").Attachment[]} attachments
+ */
 export async function send(content, attachments) {
   if (isBusy()) return;
   const path = shown.tree.path();
@@ -38,11 +43,22 @@ export async function goOn(turn) {
 /** Whether an answer can be gone on with. @param {Turn} turn @param {boolean} isLast nothing follows it */
 export function canGoOn(turn, isLast) {
   const isCut = turn.state !== undefined && ["stopped", "length", "interrupted"].includes(turn.state);
-  return isLast && (isCut || (turn.state === "failed" && turn.error?.kind === "network") || Boolean(turn.edited))
-    && Boolean(turn.content.trim()) && !turn.calls?.length;
+  return (
+    isLast &&
+    (isCut || (turn.state === "failed" && turn.error?.kind === "network") || Boolean(turn.edited)) &&
+    Boolean(turn.content.trim()) &&
+    !turn.calls?.length
+  );
 }
 
-/** Puts another text beside a turn. @param {Turn} old @param {string} content @param {import("./types.js").Attachment[]} attachments @param {boolean} isSent whether an answer is wanted */
+/**
+ * Puts another text beside a turn.
+ *
+ * @param {Turn} old
+ * @param {string} content
+ * @param {import("./types.js").Attachment[]} attachments
+ * @param {boolean} isSent whether an answer is wanted
+ */
 export async function editTurn(old, content, attachments, isSent) {
   if (isBusy()) return;
   const { role, parent, reasoning, model } = old;

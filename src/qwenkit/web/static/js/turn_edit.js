@@ -1,13 +1,20 @@
 /** The form in which a person changes a turn. */
 
-import { h, icon, iconButton } from "./dom.js";
+import { h, icon, iconButton, textButton } from "./dom.js";
 import { editTurn } from "./turn_actions.js";
 
 /** @param {import("./types.js").Turn} turn @param {() => void} close @returns {HTMLElement} */
 export function editForm(turn, close) {
   const isUser = turn.role === "user";
   const files = [...(turn.attachments ?? [])];
-  const field = h("textarea", { class: "field edit-field", label: isUser ? "edit.user" : "edit.model", dir: "auto", rows: "1", testid: "edit-field", value: turn.content });
+  const field = h("textarea", {
+    class: "field edit-field",
+    label: isUser ? "edit.user" : "edit.model",
+    dir: "auto",
+    rows: "1",
+    testid: "edit-field",
+    value: turn.content,
+  });
   const save = (/** @type {boolean} */ isSent) => {
     const text = field.value;
     if (!text.trim() && !files.length) return;
@@ -25,21 +32,31 @@ export function editForm(turn, close) {
   });
   const chips = h("div", { class: "files" });
   for (const file of files) chips.append(chip(file, () => files.splice(files.indexOf(file), 1)));
-  const make = (t, className, testid, run) => h("button", { type: "button", class: `button ${className}`, t, testid, on: { click: run } });
-  const row = h("div", { class: "edit-actions" },
+  const main = { look: "button primary" };
+  const row = h(
+    "div",
+    { class: "edit-actions" },
     h("span", { class: "hint", t: isUser ? "edit.hintUser" : "edit.hintModel" }),
-    make("edit.cancel", "", "edit-cancel", close),
-    make(isUser ? "edit.save" : "edit.saveModel", isUser ? "" : "primary", "edit-save", () => save(false)),
-    isUser && make("edit.send", "primary", "edit-send", () => save(true)));
+    textButton("edit.cancel", "edit-cancel", close),
+    textButton(isUser ? "edit.save" : "edit.saveModel", "edit-save", () => save(false), isUser ? {} : main),
+    isUser && textButton("edit.send", "edit-send", () => save(true), main),
+  );
   return h("div", { class: "edit" }, files.length ? chips : null, field, row);
 }
 
 /** @param {import("./types.js").Attachment} file @param {() => void} remove */
 function chip(file, remove) {
-  const el = h("span", { class: "file-chip" }, icon("file"), h("span", { class: "file-name", text: file.name, dir: "auto" }));
-  el.append(iconButton("close", ["file.remove", { name: file.name }], () => {
-    remove();
-    el.remove();
-  }));
+  const el = h(
+    "span",
+    { class: "file-chip" },
+    icon("file"),
+    h("span", { class: "file-name", text: file.name, dir: "auto" }),
+  );
+  el.append(
+    iconButton("close", ["file.remove", { name: file.name }], () => {
+      remove();
+      el.remove();
+    }),
+  );
   return el;
 }

@@ -21,11 +21,19 @@ export class TurnView {
     this.isDressed = false;
     this.isEdited = false;
     this.isSlow = false;
+    /** How many there were of it when it was last shown. */
+    this.variants = 1;
     /** @type {AnswerView | null} */
     this.answer = null;
     /** @type {AnswerView | null} */
     this.thoughts = null;
-    const props = { class: `turn turn-${turn.role}`, testid: "turn", "data-role": turn.role, "data-id": turn.id, tabindex: "-1" };
+    const props = {
+      class: `turn turn-${turn.role}`,
+      testid: "turn",
+      "data-role": turn.role,
+      "data-id": turn.id,
+      tabindex: "-1",
+    };
     this.el = h("article", props, h("p", { class: "raw", text: turn.content, dir: "auto" }));
   }
 
@@ -108,7 +116,12 @@ export class TurnView {
     this.reason.addEventListener("toggle", () => this.#showThoughts(this.entry.turn));
     this.text = h("div", { class: "markdown", testid: "content" });
     this.answer = new AnswerView(this.text);
-    this.waiting = h("div", { class: "waiting", hidden: true }, h("span", { class: "dots", "aria-hidden": "true" }, h("i"), h("i"), h("i")), h("span", { class: "waiting-text" }));
+    this.waiting = h(
+      "div",
+      { class: "waiting", hidden: true },
+      h("span", { class: "dots", "aria-hidden": "true" }, h("i"), h("i"), h("i")),
+      h("span", { class: "waiting-text" }),
+    );
     this.calls = h("div", { class: "turn-calls" });
     this.note = h("div", { class: "turn-note" });
     this.body.replaceChildren(this.reason, this.text, this.waiting, this.calls, this.note);
@@ -130,7 +143,9 @@ export class TurnView {
     if (!this.answer || this.isEdited) return;
     const isOpen = turn.state === "streaming";
     const isEmpty = !turn.content && !turn.calls?.length;
-    this.waiting.hidden = !isOpen || !isEmpty || Boolean(turn.reasoning);
+    const call = turn.calls?.at(-1)?.name;
+    this.waiting.hidden = !isOpen || !(call || (isEmpty && !turn.reasoning));
+    if (call && isOpen) say(this.waiting.lastElementChild, "text", ["calls.now", { name: call }]);
     this.text.classList.toggle("is-open", isOpen && Boolean(turn.content));
     if (!this.isSlow) this.answer.show(turn.content, isOpen);
     if (!turn.reasoning) return;
@@ -138,7 +153,11 @@ export class TurnView {
     const isThinking = isOpen && isEmpty;
     this.reason.classList.toggle("is-open", isThinking);
     const tokens = turn.stats?.reasoning;
-    say(this.reasonTitle, "text", isThinking ? "reasoning.now" : tokens ? ["reasoning.tokens", { n: tokens }] : "reasoning.done");
+    say(
+      this.reasonTitle,
+      "text",
+      isThinking ? "reasoning.now" : tokens ? ["reasoning.tokens", { n: tokens }] : "reasoning.done",
+    );
     this.#showThoughts(turn);
   }
 
@@ -150,7 +169,7 @@ export class TurnView {
   /** Says how long nothing came. @param {number} seconds */
   wait(seconds) {
     const span = this.waiting?.lastElementChild;
-    if (!span || this.waiting.hidden) return;
+    if (!span || this.waiting.hidden || this.entry.turn.calls?.length) return;
     if (seconds < 3) span.textContent = "";
     else say(span, "text", ["waiting.seconds", { n: seconds }]);
   }
@@ -159,18 +178,32 @@ export class TurnView {
 /** @param {import("./types.js").Attachment} file */
 function fileView(file) {
   const size = file.text.split("\n").length;
-  return h("details", { class: "file", testid: "file" },
-    h("summary", {}, icon("file"), h("span", { class: "file-name", text: file.name, dir: "auto" }), h("span", { class: "file-size", t: ["file.lines", { n: size }] })),
-    h("pre", { tabindex: "0", dir: "ltr" }, h("code", { text: file.text })));
+  return h(
+    "details",
+    { class: "file", testid: "file" },
+    h(
+      "summary",
+      {},
+      icon("file"),
+      h("span", { class: "file-name", text: file.name, dir: "auto" }),
+      h("span", { class: "file-size", t: ["file.lines", { n: size }] }),
+    ),
+    h("pre", { tabindex: "0", dir: "ltr" }, h("code", { text: file.text })),
+  );
 }
 
 /** A button that shows a long text whole. @param {HTMLElement} text */
 function folder(text) {
   text.classList.add("is-folded");
-  const button = iconButton("chevron", "turn.showAll", () => {
-    const isFolded = text.classList.toggle("is-folded");
-    say(button, "label", isFolded ? "turn.showAll" : "turn.showLess");
-    button.setAttribute("aria-expanded", String(!isFolded));
-  }, { class: "icon-button unfold", "aria-expanded": "false" });
+  const button = iconButton(
+    "chevron",
+    "turn.showAll",
+    () => {
+      const isFolded = text.classList.toggle("is-folded");
+      say(button, "label", isFolded ? "turn.showAll" : "turn.showLess");
+      button.setAttribute("aria-expanded", String(!isFolded));
+    },
+    { class: "icon-button unfold", "aria-expanded": "false" },
+  );
   return button;
 }

@@ -1,6 +1,13 @@
-/** Checks what a file holds before it becomes conversations. Builds everything anew; nothing of the file is used as it is. */
+/**
+ * Checks what a file holds before it becomes conversations. Builds everything anew; nothing of the file is used as it
+ * is.
+ */
 
-/** @typedef {import("./types.js").Turn} Turn @typedef {import("./types.js").Conversation} Conversation @typedef {import("./types.js").Tool} Tool */
+/**
+ * @typedef {import("./types.js").Turn} Turn
+ * @typedef {import("./types.js").Conversation} Conversation
+ * @typedef {import("./types.js").Tool} Tool
+ */
 
 export const FORMAT = "qwenkit-conversations";
 export const MAX_IMPORT = 20 * 1024 * 1024;
@@ -10,7 +17,14 @@ const MAX_TEXT = 4 * 1024 * 1024;
 const ID = /^[\w-]{1,64}$/;
 const STATES = new Set(["done", "stopped", "length", "failed", "interrupted"]);
 const KINDS = new Set(["network", "server", "key", "context", "busy"]);
-const RANGES = { temperature: [0, 10], top_p: [0, 1], top_k: [-1, 1e6], repetition_penalty: [0, 10], max_tokens: [1, 1e7], seed: [-(2 ** 53), 2 ** 53] };
+const RANGES = {
+  temperature: [0, 10],
+  top_p: [0, 1],
+  top_k: [-1, 1e6],
+  repetition_penalty: [0, 10],
+  max_tokens: [1, 1e7],
+  seed: [-(2 ** 53), 2 ** 53],
+};
 const COUNTS = ["prompt", "cached", "completion", "reasoning", "first", "writing"];
 
 /** Why a file was refused: a key of a text, with values. */
@@ -76,10 +90,13 @@ export function readImport(json) {
     throw new ImportError("import.notJson");
   }
   if (value?.format !== FORMAT) throw new ImportError("import.otherFormat");
-  if (value.version !== 1) throw new ImportError("import.otherVersion", { version: String(value.version).slice(0, 20) });
+  if (value.version !== 1)
+    throw new ImportError("import.otherVersion", { version: String(value.version).slice(0, 20) });
   const file = object(value, "file");
   return {
-    conversations: list(file.conversations, "conversations", MAX_CONVERSATIONS).map((each, n) => conversationOf(each, `conversations[${n}]`)),
+    conversations: list(file.conversations, "conversations", MAX_CONVERSATIONS).map((each, n) =>
+      conversationOf(each, `conversations[${n}]`),
+    ),
     tools: list(file.tools ?? [], "tools", 1000).map((each, n) => toolOf(each, `tools[${n}]`)),
   };
 }
@@ -98,7 +115,9 @@ function conversationOf(value, at) {
     settings: settingsOf(given.settings ?? {}, `${at}.settings`),
     choices: [],
   };
-  const turns = list(given.turns, `${at}.turns`, MAX_TURNS).map((each, n) => turnOf(each, conversation.id, `${at}.turns[${n}]`));
+  const turns = list(given.turns, `${at}.turns`, MAX_TURNS).map((each, n) =>
+    turnOf(each, conversation.id, `${at}.turns[${n}]`),
+  );
   checkTree(turns, at);
   conversation.choices = choicesOf(given.choices ?? [], turns, `${at}.choices`);
   return { conversation, turns };
@@ -130,13 +149,21 @@ function turnOf(value, conversation, at) {
     content: text(given.content, `${at}.content`),
     created: number(given.created, `${at}.created`),
   };
-  if (has(given.attachments)) turn.attachments = list(given.attachments, `${at}.attachments`, 50).map((each) => fileOf(each, `${at}.attachments`));
+  if (has(given.attachments))
+    turn.attachments = list(given.attachments, `${at}.attachments`, 50).map((each) =>
+      fileOf(each, `${at}.attachments`),
+    );
   if (has(given.reasoning)) turn.reasoning = text(given.reasoning, `${at}.reasoning`);
   if (has(given.calls)) turn.calls = list(given.calls, `${at}.calls`, 200).map((each) => callOf(each, `${at}.calls`));
   if (has(given.callId)) turn.callId = text(given.callId, `${at}.callId`, 200);
   if (has(given.name)) turn.name = text(given.name, `${at}.name`, 200);
   if (has(given.model)) turn.model = text(given.model, `${at}.model`, 500);
-  if (has(given.state)) turn.state = STATES.has(given.state) ? given.state : given.state === "streaming" ? "interrupted" : refuse(`${at}.state`);
+  if (has(given.state))
+    turn.state = STATES.has(given.state)
+      ? given.state
+      : given.state === "streaming"
+        ? "interrupted"
+        : refuse(`${at}.state`);
   if (has(given.error)) turn.error = errorOf(given.error, `${at}.error`);
   if (has(given.stats)) turn.stats = statsOf(given.stats, `${at}.stats`);
   if (given.edited === true) turn.edited = true;
@@ -146,13 +173,21 @@ function turnOf(value, conversation, at) {
 /** @param {any} value @param {string} at */
 function fileOf(value, at) {
   const given = object(value, at);
-  return { name: text(given.name, `${at}.name`, 500), size: number(given.size, `${at}.size`), text: text(given.text, `${at}.text`) };
+  return {
+    name: text(given.name, `${at}.name`, 500),
+    size: number(given.size, `${at}.size`),
+    text: text(given.text, `${at}.text`),
+  };
 }
 
 /** @param {any} value @param {string} at */
 function callOf(value, at) {
   const given = object(value, at);
-  return { id: text(given.id, `${at}.id`, 200), name: text(given.name, `${at}.name`, 200), arguments: text(given.arguments, `${at}.arguments`) };
+  return {
+    id: text(given.id, `${at}.id`, 200),
+    name: text(given.name, `${at}.name`, 200),
+    arguments: text(given.arguments, `${at}.arguments`),
+  };
 }
 
 /** @param {any} value @param {string} at */
@@ -166,10 +201,17 @@ function errorOf(value, at) {
 /** @param {any} value @param {string} at @returns {import("./types.js").Stats} */
 function statsOf(value, at) {
   const given = object(value, at);
-  return Object.fromEntries(COUNTS.filter((name) => has(given[name])).map((name) => [name, number(given[name], `${at}.${name}`)]));
+  return Object.fromEntries(
+    COUNTS.filter((name) => has(given[name])).map((name) => [name, number(given[name], `${at}.${name}`)]),
+  );
 }
 
-/** Every turn hangs on an earlier one or on the root, and no two have one name. @param {Turn[]} turns @param {string} at */
+/**
+ * Every turn hangs on an earlier one or on the root, and no two have one name.
+ *
+ * @param {Turn[]} turns
+ * @param {string} at
+ */
 function checkTree(turns, at) {
   const byId = new Map(turns.map((turn) => [turn.id, turn]));
   if (byId.size < turns.length) throw new ImportError("import.twice", { where: at });
@@ -187,7 +229,8 @@ function checkTree(turns, at) {
   }
   for (const { role, parent } of turns) {
     const above = byId.get(parent ?? "")?.role;
-    if (role === "tool" && above !== "assistant" && above !== "tool") throw new ImportError("import.orphan", { where: at });
+    if (role === "tool" && above !== "assistant" && above !== "tool")
+      throw new ImportError("import.orphan", { where: at });
   }
 }
 
@@ -219,5 +262,10 @@ function toolOf(value, at) {
 /** How deep a value nests, as far as it matters. @param {any} value @param {number} [level] @returns {number} */
 function depthOf(value, level = 0) {
   if (level > 60 || typeof value !== "object" || value === null) return level;
-  return Math.max(level, ...Object.values(value).slice(0, 10_000).map((each) => depthOf(each, level + 1)));
+  return Math.max(
+    level,
+    ...Object.values(value)
+      .slice(0, 10_000)
+      .map((each) => depthOf(each, level + 1)),
+  );
 }

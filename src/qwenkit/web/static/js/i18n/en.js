@@ -107,12 +107,14 @@ export const en = {
   "state.failed": "There is no answer.",
   "state.silent": "The model had nothing to say.",
   "error.network": "The connection was lost. What came is kept.",
+  "error.unreachable": "The server does not answer.",
   "error.server": "The server refused.",
   "error.key": "The server wants an API key.",
   "error.context": "The conversation is too long for this model.",
   "error.busy": "The server is busy.",
 
   "calls.label": "Call of {name}",
+  "calls.now": "Calling {name}…",
   "calls.arguments": "Arguments",
   "calls.result": "Result",
   "calls.resultOf": "Result of {name}",
@@ -149,19 +151,25 @@ export const en = {
   "prompt.presets": "Presets",
   "preset.role.title": "Role play",
   "preset.role.about": "A character with a voice of its own",
-  "preset.role.system": "You are Captain Mira, who has sailed the southern seas for thirty years. Stay in this role whatever you are asked: speak of tides, storms and harbours, know nothing that happened after 1790, and never mention that you are a language model.",
+  "preset.role.system":
+    "You are Captain Mira, who has sailed the southern seas for thirty years. Stay in this role whatever you are asked: speak of tides, storms and harbours, know nothing that happened after 1790, and never mention that you are a language model.",
   "preset.role.first": "Captain, what was the worst night you had at sea?",
   "preset.style.title": "Style transfer",
   "preset.style.about": "The same content in another tone",
-  "preset.style.system": "You rewrite texts. Whatever the user sends, say the same in the warm and playful style of a letter to an old friend: short sentences, small jokes, nothing added and nothing left out. Answer with the rewritten text only.",
-  "preset.style.first": "The meeting on Thursday is cancelled because the heating in the office is broken. It will take place on Monday at ten.",
+  "preset.style.system":
+    "You rewrite texts. Whatever the user sends, say the same in the warm and playful style of a letter to an old friend: short sentences, small jokes, nothing added and nothing left out. Answer with the rewritten text only.",
+  "preset.style.first":
+    "The meeting on Thursday is cancelled because the heating in the office is broken. It will take place on Monday at ten.",
   "preset.task.title": "Task",
   "preset.task.about": "One job, one fixed form",
-  "preset.task.system": "You take apart customer reviews. For every review that the user sends, answer with a table of three columns, and nothing else: the aspect that is judged, the judgement (good, bad or mixed), and the words of the review that show it.",
-  "preset.task.first": "The headphones sound wonderful and sit well, but the battery is empty after four hours and support took a week to answer.",
+  "preset.task.system":
+    "You take apart customer reviews. For every review that the user sends, answer with a table of three columns, and nothing else: the aspect that is judged, the judgement (good, bad or mixed), and the words of the review that show it.",
+  "preset.task.first":
+    "The headphones sound wonderful and sit well, but the battery is empty after four hours and support took a week to answer.",
   "preset.behaviour.title": "Behaviour",
   "preset.behaviour.about": "Rules for every answer",
-  "preset.behaviour.system": "You are a patient tutor. Never give the solution at once: ask one question at a time that brings the learner a step closer, praise what is right, and correct mistakes kindly. Keep every answer under eighty words.",
+  "preset.behaviour.system":
+    "You are a patient tutor. Never give the solution at once: ask one question at a time that brings the learner a step closer, praise what is right, and correct mistakes kindly. Keep every answer under eighty words.",
   "preset.behaviour.first": "Why is the sky blue?",
 
   "sampling.about": "An empty field means: as the model itself says.",
@@ -182,7 +190,8 @@ export const en = {
   "sampling.thinkingHint": "Slower, and better at hard questions.",
   "sampling.reset": "Reset all",
 
-  "tools.aboutAll": "Functions the model may call. You play the tool: you see the arguments and enter the result. Ticked ones are offered in this conversation.",
+  "tools.aboutAll":
+    "Functions the model may call. You play the tool: you see the arguments and enter the result. Ticked ones are offered in this conversation.",
   "tools.none": "There are none yet.",
   "tools.new": "New tool",
   "tools.newTitle": "New tool",
@@ -202,7 +211,7 @@ export const en = {
   "tools.badName": "The name may hold letters, digits, _ and -, between 1 and 64 of them.",
   "tools.taken": "There is a tool called {name} already.",
   "schema.notJson": "This is not JSON (line {line}, column {column}).",
-  "schema.notObject": "The schema must be an object with \"type\": \"object\".",
+  "schema.notObject": 'The schema must be an object with "type": "object".',
   "schema.part": "{where} must be a schema.",
   "schema.type": "{where} has the type {type}, which JSON schema does not know.",
   "schema.enum": "{where}: enum must list at least one value.",
