@@ -3,28 +3,17 @@
 from __future__ import annotations
 
 from qwenkit.core.errors import InputError, did_you_mean
-from qwenkit.server import (
-    anthropic,
-    anthropic_shapes,
-    dashscope,
-    dashscope_reply,
-    generate_api,
-    models_api,
-    ollama,
-    ollama_models,
-    ollama_reply,
-    openai_models,
-    responses,
-    responses_stored,
-    system_api,
-    tgi,
-    tgi_shapes,
-    tokens_api,
-    vllm_demo_reply,
-)
-from qwenkit.server.anthropic_schema import AnthropicErrorBody, CountTokensBody, MessagesBody
-from qwenkit.server.dashscope_schema import DashScopeBody, DashScopeEmbeddingBody, DashScopeError
-from qwenkit.server.ollama_schema import (
+from qwenkit.server import generate_api, models_api, system_api, tokens_api
+from qwenkit.server.anthropic import handlers as anthropic
+from qwenkit.server.anthropic import shapes as anthropic_shapes
+from qwenkit.server.anthropic.schema import AnthropicErrorBody, CountTokensBody, MessagesBody
+from qwenkit.server.dashscope import handlers as dashscope
+from qwenkit.server.dashscope import reply as dashscope_reply
+from qwenkit.server.dashscope.schema import DashScopeBody, DashScopeEmbeddingBody, DashScopeError
+from qwenkit.server.ollama import handlers as ollama
+from qwenkit.server.ollama import models as ollama_models
+from qwenkit.server.ollama import reply as ollama_reply
+from qwenkit.server.ollama.schema import (
     OllamaChangeBody,
     OllamaChatBody,
     OllamaEmbedBody,
@@ -33,10 +22,11 @@ from qwenkit.server.ollama_schema import (
     OllamaGenerateBody,
     OllamaShowBody,
 )
-from qwenkit.server.openai_chat import chat_completions
-from qwenkit.server.openai_completions import completions
-from qwenkit.server.openai_embeddings import embeddings
-from qwenkit.server.openai_schema import (
+from qwenkit.server.openai import models as openai_models
+from qwenkit.server.openai.chat import chat_completions
+from qwenkit.server.openai.completions import completions
+from qwenkit.server.openai.embeddings import embeddings
+from qwenkit.server.openai.schema import (
     ChatBody,
     CompletionBody,
     EmbeddingBody,
@@ -44,11 +34,16 @@ from qwenkit.server.openai_schema import (
     LoadAdapterBody,
     UnloadAdapterBody,
 )
-from qwenkit.server.openai_shapes import error_body
+from qwenkit.server.openai.shapes import error_body
 from qwenkit.server.protocol import LINES_OR_JSON, STREAMED, Endpoint, Protocol
-from qwenkit.server.responses_schema import InputTokensBody, ResponsesBody
-from qwenkit.server.tgi_schema import TgiBody, TgiErrorBody
-from qwenkit.server.vllm_demo_schema import DemoBody, DemoErrorBody
+from qwenkit.server.responses import handlers as responses
+from qwenkit.server.responses import stored as responses_stored
+from qwenkit.server.responses.schema import InputTokensBody, ResponsesBody
+from qwenkit.server.tgi import handlers as tgi
+from qwenkit.server.tgi import shapes as tgi_shapes
+from qwenkit.server.tgi.schema import TgiBody, TgiErrorBody
+from qwenkit.server.vllm_demo import reply as vllm_demo_reply
+from qwenkit.server.vllm_demo.schema import DemoBody, DemoErrorBody
 
 SYSTEM = Protocol(
     name="system",

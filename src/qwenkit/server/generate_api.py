@@ -7,16 +7,17 @@ from typing import Any
 from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 
-from qwenkit.server import tgi, vllm_demo
 from qwenkit.server.bodies import Body, read_some_body
 from qwenkit.server.errors import refuse
 from qwenkit.server.exchange import Exchange
 from qwenkit.server.sampling import either
 from qwenkit.server.service import Service
-from qwenkit.server.tgi_schema import TgiBody
-from qwenkit.server.tgi_shapes import tgi_statuses
-from qwenkit.server.vllm_demo_reply import error_body
-from qwenkit.server.vllm_demo_schema import DemoBody
+from qwenkit.server.tgi import handlers as tgi
+from qwenkit.server.tgi.schema import TgiBody
+from qwenkit.server.tgi.shapes import tgi_statuses
+from qwenkit.server.vllm_demo import handlers as vllm_demo
+from qwenkit.server.vllm_demo.reply import error_body
+from qwenkit.server.vllm_demo.schema import DemoBody
 
 TGI, VLLM_DEMO = "tgi", "vllm-demo"
 """Names of the two."""

@@ -5,9 +5,10 @@ from __future__ import annotations
 from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 
-from qwenkit.server import anthropic_models, openai_models
-from qwenkit.server.anthropic_shapes import error_body
+from qwenkit.server.anthropic import models as anthropic_models
+from qwenkit.server.anthropic.shapes import error_body
 from qwenkit.server.exchange import Exchange
+from qwenkit.server.openai import models as openai_models
 
 
 async def list_models(http: HttpRequest) -> Response:

@@ -11,8 +11,8 @@ from qwenkit.core.errors import TokenizerError
 from qwenkit.server.answering import JsonResponse
 from qwenkit.server.bodies import Body, read_body
 from qwenkit.server.errors import ApiError, refuse
-from qwenkit.server.openai_messages import read_messages, template_options, tool_specs
-from qwenkit.server.openai_schema import MessageBody, PromptBody, ToolBody
+from qwenkit.server.openai.messages import read_messages, template_options, tool_specs
+from qwenkit.server.openai.schema import MessageBody, PromptBody, ToolBody
 from qwenkit.server.service import Service
 from qwenkit.server.token_text import encode_raw, token_bytes
 from qwenkit.tokenizer.base import Tokenizer

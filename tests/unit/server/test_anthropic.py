@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qwenkit.core.types import Message, ToolCall
-from qwenkit.server.anthropic_schema import CountTokensBody, MessagesBody
+from qwenkit.server.anthropic.schema import CountTokensBody, MessagesBody
 from tests.support.backends import FailingBackend
 from tests.support.http import Answer, Live, live, scripted
 from tests.unit.server.test_any_json import _FEW, _fields

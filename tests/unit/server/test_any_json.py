@@ -7,7 +7,7 @@ from typing import Any
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from qwenkit.server.openai_schema import ChatBody, CompletionBody
+from qwenkit.server.openai.schema import ChatBody, CompletionBody
 from tests.support.http import Live
 
 _LEAVES = st.one_of(

@@ -14,10 +14,10 @@ import pytest
 
 from qwenkit.core.errors import NumericsError
 from qwenkit.core.types import Message
-from qwenkit.server.dashscope import REFUSED_HEADERS
-from qwenkit.server.dashscope_fields import REFUSED, REFUSED_INPUT
-from qwenkit.server.dashscope_reply import _CODES, _EMPTY
-from qwenkit.server.dashscope_schema import (
+from qwenkit.server.dashscope.fields import REFUSED, REFUSED_INPUT
+from qwenkit.server.dashscope.handlers import REFUSED_HEADERS
+from qwenkit.server.dashscope.reply import _CODES, _EMPTY
+from qwenkit.server.dashscope.schema import (
     DashScopeEmbeddingParameters,
     DashScopeInput,
     DashScopeMessage,

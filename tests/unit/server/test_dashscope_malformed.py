@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from qwenkit.server.dashscope_schema import DashScopeInput, DashScopeParameters
+from qwenkit.server.dashscope.schema import DashScopeInput, DashScopeParameters
 from tests.support.http import Answer, Live, live, scripted
 from tests.support.raw_bodies import NOT_JSON, OTHER_TYPES
 from tests.unit.server.test_any_json import JSON

@@ -7,13 +7,14 @@ from pathlib import Path
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from qwenkit.server import ollama_schema, vllm_demo_schema
 from qwenkit.server.endpoints import chosen
-from qwenkit.server.ollama_schema import OllamaMessageBody, OllamaOptionsBody
-from qwenkit.server.openai_fields import REFUSED
-from qwenkit.server.openai_schema import ChatBody, CompletionBody, EmbeddingBody
+from qwenkit.server.ollama import schema as ollama_schema
+from qwenkit.server.ollama.schema import OllamaMessageBody, OllamaOptionsBody
+from qwenkit.server.openai.fields import REFUSED
+from qwenkit.server.openai.schema import ChatBody, CompletionBody, EmbeddingBody
 from qwenkit.server.protocol import Protocol
-from qwenkit.server.tgi_schema import TgiGrammarBody, TgiParametersBody
+from qwenkit.server.tgi.schema import TgiGrammarBody, TgiParametersBody
+from qwenkit.server.vllm_demo import schema as vllm_demo_schema
 from tests.support.http import Live
 
 DOCS = Path(__file__).parents[3] / "docs"

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qwenkit.core.types import Message, ToolCall
-from qwenkit.server.responses_schema import ResponsesBody
+from qwenkit.server.responses.schema import ResponsesBody
 from tests.support.backends import FailingBackend
 from tests.support.http import Answer, Live, live, scripted, until
 from tests.unit.server.test_any_json import _FEW, _fields

@@ -1,0 +1,1 @@
+"""The protocol of Alibaba's DashScope: text generation and embedding."""

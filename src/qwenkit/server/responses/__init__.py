@@ -1,0 +1,1 @@
+"""OpenAI's newer protocol: responses, which may be stored and run in the background."""

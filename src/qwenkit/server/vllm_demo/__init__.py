@@ -1,0 +1,1 @@
+"""The protocol of vLLM's first server."""
