@@ -15,6 +15,8 @@ from tests.support.process import QWENKIT, assert_one_sentence, environment, qwe
 from tests.support.terminal import Terminal
 from tests.support.tiny_models import write_model
 
+pytestmark = pytest.mark.serial
+
 SMALL = ("--prefill", "40", "--batch", "1,3", "--context", "40", "--output-tokens", "8")
 
 
@@ -31,7 +33,6 @@ def found_in(*arguments: str) -> dict[str, Any]:
     return found
 
 
-@pytest.mark.serial
 def test_the_default_model(smollm2_gguf: Path) -> None:
     found = found_in("-m", str(smollm2_gguf), *SMALL, "--repeats", "2")
     assert found["complete"] is True
@@ -87,7 +88,6 @@ def test_tables_files_and_options(folder: Path, tmp_path: Path) -> None:
     assert (tmp_path / "a.png").stat().st_size > 10_000
 
 
-@pytest.mark.serial
 def test_the_released_protocol(folder: Path) -> None:
     found = found_in("-m", str(folder), "--protocol", "qwen", "--output-tokens", "20,100", "--warmup", "0")
     assert [(r["kind"], r["prompt_tokens"], r["output_tokens"]) for r in found["results"]] == [
@@ -152,7 +152,6 @@ def test_ctrl_c_leaves_json_whole(folder: Path) -> None:
     assert len(found["results"]) <= 1
 
 
-@pytest.mark.serial
 def test_doctor_expects_what_memory_allows(smollm2_gguf: Path) -> None:
     done = qwenkit("doctor", "--json")
     checks = {check["name"]: check for check in json.loads(done.stdout)}

@@ -176,7 +176,7 @@ def check_chat(backend: Backend, field_name: str = "messages") -> None:
     """
     if not backend.info.can_chat:
         error = getattr(backend, "template_error", None)  # why, where there should be one
-        sentence = f"{backend.info.model} has no chat template, so it is a base model; use /v1/completions"
+        sentence = f"{backend.info.model} has no chat template, so it is a base model; use an endpoint that continues text, such as /v1/completions"
         raise refuse(str(error or sentence), field_name, "no_chat_template")
 
 

@@ -11,9 +11,10 @@ from qwenkit.core.types import Delta, TokenLogprob, ToolCallDelta
 from qwenkit.server.conversation import ChatPlan
 from qwenkit.server.errors import ApiError
 from qwenkit.server.generation import Generation
-from qwenkit.server.openai.shapes import DONE, chat_logprobs, error_event, new_id, usage_value
+from qwenkit.server.openai.shapes import DONE, error_event, new_id, usage_value
 from qwenkit.server.replies import Replies, Reply, WholeReply
 from qwenkit.server.sse import to_json
+from qwenkit.server.token_text import chat_logprobs
 from qwenkit.tokenizer.base import Tokenizer
 
 

@@ -11,8 +11,9 @@ from typing import Any
 from qwenkit.core.types import Delta, TokenLogprob, Usage
 from qwenkit.server.errors import ApiError
 from qwenkit.server.generation import Generation
-from qwenkit.server.openai.shapes import DONE, error_event, new_id, token_bytes, usage_value
+from qwenkit.server.openai.shapes import DONE, error_event, new_id, usage_value
 from qwenkit.server.sse import to_json
+from qwenkit.server.token_text import token_bytes
 from qwenkit.tokenizer.base import Tokenizer
 
 

@@ -18,7 +18,7 @@ from qwenkit.server.openai.schema import CompletionBody, Prompts
 from qwenkit.server.openai.shapes import fingerprint
 from qwenkit.server.sampling import check_logprobs, either
 from qwenkit.server.service import Service
-from qwenkit.server.token_text import encode_raw as encode_raw
+from qwenkit.server.token_text import encode_raw
 
 MAX_PROMPTS = 2048
 _DEFAULT_MAX_TOKENS = 16

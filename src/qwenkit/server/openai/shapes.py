@@ -12,8 +12,6 @@ from qwenkit.backends.base import BackendInfo
 from qwenkit.core.types import Usage
 from qwenkit.server.errors import ApiError
 from qwenkit.server.sse import event, to_json
-from qwenkit.server.token_text import chat_logprobs as chat_logprobs
-from qwenkit.server.token_text import token_bytes as token_bytes
 
 DONE = b"data: [DONE]\n\n"
 """The last event of a stream."""
