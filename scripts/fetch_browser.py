@@ -1,4 +1,4 @@
-"""Sees to it that there is a Chromium for the tests of the page: an installed one, else playwright's, else Debian's.
+"""Sees to it that there is a Chromium for the tests of the page: an installed one, else Debian's, else playwright's.
 
     python -m scripts.fetch_browser
 
@@ -8,9 +8,9 @@ Where none can be had it says so and succeeds; those tests are skipped then, or 
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 from tests.support.browser import find_browser
 
@@ -31,16 +31,19 @@ def _run(command: list[str]) -> bool:
     return done.returncode == 0
 
 
+def _is_debian() -> bool:
+    """Elsewhere, a package of that name may be something else."""
+    release = Path("/etc/os-release")
+    return release.is_file() and "ID=debian" in release.read_text(encoding="utf-8").splitlines()
+
+
 def _install() -> None:
     print("Fetching a browser for the tests of the page ...", flush=True)
-    may_install = os.geteuid() == 0 and shutil.which("apt-get") is not None
-    needs = ["--with-deps"] if may_install else []
-    if _run([sys.executable, "-m", "playwright", "install", *needs, "chromium"]) and find_browser():
+    is_root = os.geteuid() == 0
+    if is_root and _is_debian() and all(_run(command) for command in _DEBIAN) and find_browser():
         return
-    if may_install:
-        for command in _DEBIAN:
-            if not _run(command):
-                return
+    needs = ["--with-deps"] if is_root else []
+    _run([sys.executable, "-m", "playwright", "install", *needs, "chromium"])
 
 
 if __name__ == "__main__":

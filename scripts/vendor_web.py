@@ -240,6 +240,8 @@ def main() -> None:
         axe = fetch(AXE_CORE, modules)
         shutil.copyfile(axe / "axe.min.js", AXE / "axe.min.js")
         shutil.copyfile(axe / "LICENSE", AXE / "LICENSE")
+        note = f"{AXE_CORE.name} {AXE_CORE.version}, {AXE_CORE.licence}, from {AXE_CORE.source}, by `scripts/vendor_web.py`.\n"
+        (AXE / "README.md").write_text(note, encoding="utf-8")
     write_notice()
 
 

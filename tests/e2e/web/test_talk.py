@@ -280,6 +280,36 @@ def test_adapters_can_be_chosen(page: ChatPage, server: Live, tmp_path: object) 
         server.backend.unload_adapter("pirate")
 
 
+def test_headings_of_one_level_stay_on_one(page: ChatPage, server: Live) -> None:
+    server.backend.arrange("outline", "### a\n\n### b\n\n##### c\n\n#### d\n\n# e\n\n## f\n\nEnd.")
+    answer = page.ask("outline").get_by_test_id("content")
+    expect(answer.locator("p")).to_have_text("End.")
+    found = answer.locator("h3, h4, h5, h6").evaluate_all(
+        "all => all.map(h => h.nodeName + h.textContent.trim())"
+    )
+    assert found == ["H3a", "H3b", "H4c", "H4d", "H3e", "H4f"]
+
+
+def test_a_very_long_answer_is_shown_whole_piece_by_piece(page: ChatPage, server: Live) -> None:
+    block = "### Part {0}\n\nText **{0}** with $x_{{{0}}}$.\n\n```python\nx = {0}\n```\n\n"
+    server.backend.arrange(
+        "long", ["".join(block.format(n) + "word " * 60 + "\n\n" for n in range(130)), "THE END"]
+    )
+    page.ask("long")
+    page.reload()
+    answer = page.turns("assistant").get_by_test_id("content")
+    expect(answer).to_contain_text("THE END")
+    expect(answer.locator("h3")).to_have_count(130)
+    expect(answer.locator("p").last).to_be_in_viewport()
+    assert [text.strip() for text in answer.locator("h3").all_text_contents()] == [
+        f"Part {n}" for n in range(130)
+    ]
+    answer.locator("h3").nth(40).scroll_into_view_if_needed()
+    expect(answer.get_by_test_id("code").nth(40).locator(".hljs-number")).to_have_text("40")
+    expect(answer.locator(".math").nth(40).locator("math")).to_have_count(1)
+    assert answer.locator(".math.drawn").count() < 130
+
+
 def test_the_view_follows_unless_the_reader_looks_up(page: ChatPage, server: Live) -> None:
     server.backend.arrange("long", Slow([f"Line {n}.\n\n" for n in range(150)], 0.01))
     page.begin("long")

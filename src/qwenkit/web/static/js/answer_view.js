@@ -2,12 +2,15 @@
 
 import { morph } from "./dom.js";
 import { parseBlocks, renderBlocks } from "./markdown.js";
-import { codeBlock, dressCode, enrich, growCode } from "./rich.js";
+import { codeBlock, dressCode, enrich, enrichWhenNear, growCode } from "./rich.js";
 
 /** Blocks at the end that text still to come may change. */
 const OPEN_BLOCKS = 2;
-/** Blocks of a long text that are made at a time. */
-const SLICE = 40;
+/** Blocks of a long text that are made at a time, and laid out only when they come near. */
+const SLICE = 20;
+/** About how high a line is, and how many characters it holds, for parts that nobody has seen yet. */
+const LINE = 26;
+const LINE_LENGTH = 80;
 const DIRECTED = "p, h3, h4, h5, h6, ul, ol, table, blockquote";
 
 /** Where headings of an answer begin, below those of the page. */
@@ -25,14 +28,16 @@ export class AnswerView {
   env = {};
   /** @type {Element[]} */
   open = [];
-  /** Level of the last heading that stays, and of the last one up to each open block. */
-  level = TOP_LEVEL - 1;
-  /** @type {number[]} */
-  levels = [];
+  /** Levels of the headings above what comes next, as the text has them; and those after each open block. @type {number[]} */
+  outline = [];
+  /** @type {number[][]} */
+  outlines = [];
 
   /** @param {HTMLElement} el where it is shown */
   constructor(el) {
     this.el = el;
+    /** Where blocks are put: a part of a long text, else the whole. */
+    this.host = el;
   }
 
   #reset() {
@@ -41,7 +46,8 @@ export class AnswerView {
     this.isWhole = false;
     this.env = {};
     this.open = [];
-    this.level = TOP_LEVEL - 1;
+    this.outline = [];
+    this.host = this.el;
     this.el.replaceChildren();
   }
 
@@ -54,15 +60,29 @@ export class AnswerView {
   async showSlowly(text) {
     this.#reset();
     const { run } = this;
+    await nextTask(); // what stands in for it is painted first
     const blocks = parseBlocks(text, this.env);
     for (let n = 0; n < blocks.length; n += SLICE) {
-      await new Promise((resolve) => setTimeout(resolve));
+      await nextTask();
       if (this.run !== run) return;
-      this.#fit(blocks.slice(n, n + SLICE), false);
-      for (const el of this.#freeze(this.open.length)) enrich(el);
+      this.#addPart(blocks.slice(n, n + SLICE), text.slice(blocks[n - 1]?.end ?? 0, blocks[n + SLICE - 1]?.end));
     }
+    this.host = this.el;
     this.frozen = text;
     this.isWhole = true;
+  }
+
+  /** @param {import("./markdown.js").Block[]} blocks @param {string} text of these */
+  #addPart(blocks, text) {
+    const part = document.createElement("div");
+    part.className = "part";
+    const lines = text.split("\n").reduce((sum, line) => sum + 1 + Math.floor(line.length / LINE_LENGTH), 0);
+    part.style.containIntrinsicSize = `auto ${lines * LINE}px`;
+    this.host = part;
+    this.#fit(blocks, false);
+    this.#freeze(this.open.length);
+    this.el.append(part);
+    enrichWhenNear(part);
   }
 
   /** @param {string} text all of it @param {boolean} isOpen more will come */
@@ -91,23 +111,23 @@ export class AnswerView {
       this.env,
     );
     let next = 0;
-    let { level } = this;
+    let { outline } = this;
     blocks.forEach((block, n) => {
       const old = this.open[n];
       if (block.kind === "fence") this.#fitCode(n, old, block);
       else {
         const fragment = made[next++];
-        level = fitHeading(fragment, level);
+        outline = fitHeading(fragment, outline);
         this.#fitText(n, old, fragment, isOpen);
       }
-      this.levels[n] = level;
+      this.outlines[n] = outline;
     });
     for (const el of this.open.splice(blocks.length)) el.remove();
   }
 
   /** Lets the first open elements stay as they are; returns them. @param {number} count */
   #freeze(count) {
-    this.level = this.levels[count - 1] ?? this.level;
+    this.outline = this.outlines[count - 1] ?? this.outline;
     return this.open.splice(0, count);
   }
 
@@ -139,32 +159,36 @@ export class AnswerView {
   /** @param {number} n @param {Element | undefined} old @param {Element} made */
   #put(n, old, made) {
     if (old) old.replaceWith(made);
-    else this.el.append(made);
+    else this.host.append(made);
     this.open[n] = made;
   }
 }
+
+/** Lets the browser do what waits. */
+const nextTask = () => new Promise((resolve) => setTimeout(resolve));
 
 /** Buttons of blocks of code have listeners, which cannot be carried over. @param {Element} el */
 const hasCode = (el) => el.querySelector(".code") !== null || el.matches(".code");
 
 /**
- * Headings go down one level at a time, as whoever listens to them expects.
+ * Headings go down one level at a time, as whoever listens to them expects; those of one level stay on one.
  *
  * @param {DocumentFragment} fragment a block
- * @param {number} level of the heading before
- * @returns {number} level of the last heading now
+ * @param {number[]} outline levels of the headings above it
+ * @returns {number[]} levels of the headings above what comes next
  */
-function fitHeading(fragment, level) {
+function fitHeading(fragment, outline) {
   const heading = fragment.firstElementChild;
   const own = Number(/^H(\d)$/.exec(heading?.nodeName ?? "")?.[1]);
-  if (!heading || !own) return level;
-  const fit = Math.min(own, level + 1);
-  if (fit < own) {
+  if (!heading || !own) return outline;
+  const next = [...outline.filter((level) => level < own), own];
+  const fit = Math.min(TOP_LEVEL + next.length - 1, 6);
+  if (fit !== own) {
     const other = document.createElement(`h${fit}`);
     other.append(...heading.childNodes);
     heading.replaceWith(other);
   }
-  return fit;
+  return next;
 }
 
 /** A wide table scrolls by itself. @param {Element} table */

@@ -127,6 +127,22 @@ const seen = new IntersectionObserver(
   { rootMargin: "600px 0px" },
 );
 
+/** Does the same for a part of a long text once somebody could see it. @param {Element} part */
+export function enrichWhenNear(part) {
+  parts.observe(part);
+}
+
+const parts = new IntersectionObserver(
+  (entries) => {
+    for (const { isIntersecting, target } of entries) {
+      if (!isIntersecting) continue;
+      parts.unobserve(target);
+      enrich(target);
+    }
+  },
+  { rootMargin: "600px 0px" },
+);
+
 /** @param {"katex" | "highlight"} name @param {() => void} fn */
 function withLibrary(name, fn) {
   if (name === "katex" ? katex : hljs) {
