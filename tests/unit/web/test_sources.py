@@ -57,6 +57,20 @@ def test_scripts_import_what_is_there_and_stay_small(script: Path) -> None:
     assert len(source.splitlines()) < 400
 
 
+def test_the_index_asks_for_every_module_that_the_first_one_needs() -> None:
+    """Else each of them is found only once the one before it was read."""
+    static_import = re.compile(r'^(?:(?:import\b|}|export\b)[^"\n]* from |import )"(\.[^"]+)";', re.MULTILINE)
+    needed, left = set(), [STATIC / "js" / "main.js"]
+    while left:
+        script = left.pop()
+        found = {(script.parent / t).resolve() for t in static_import.findall(script.read_text("utf-8"))}
+        left += found - needed
+        needed |= found
+    preloaded = re.findall(r'rel="modulepreload" href="static/([^"]+)"', INDEX)
+    assert len(preloaded) == len(set(preloaded)) > 30
+    assert {(STATIC / name).resolve() for name in preloaded} == needed
+
+
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.stem)
 def test_scripts_never_read_text_as_markup_or_code(script: Path) -> None:
     source = script.read_text(encoding="utf-8")
