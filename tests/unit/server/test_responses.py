@@ -522,6 +522,13 @@ def test_only_this_protocol() -> None:
         assert server.ask("/v1/chat/completions", {"messages": []}).status == 404
 
 
+@pytest.mark.parametrize("fields", [{"include": True}, {"user": [1]}, {"max_tool_calls": {}}])
+def test_counting_names_what_only_answering_reads(server: Live, fields: dict[str, Any]) -> None:
+    answer = server.ask("/v1/responses/input_tokens", {"input": "hi"} | fields)
+    assert answer.status == 200
+    assert answer.headers["x-ignored-fields"] == next(iter(fields))
+
+
 @_FEW
 @given(fields=_fields(ResponsesBody), is_counted=st.booleans())
 def test_any_json(server: Live, fields: dict[str, Any], is_counted: bool) -> None:

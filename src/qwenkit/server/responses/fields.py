@@ -67,9 +67,10 @@ def check_fields(body: ResponsesBody) -> None:
 
 def unused(body: InputTokensBody) -> Iterator[str]:
     """Names of fields that have no effect."""
-    names = ("max_tool_calls", "user", "safety_identifier", "prompt_cache_key")
-    yield from (name for name in names if getattr(body, name, None) is not None)
-    yield from (f"include.{name}" for name in getattr(body, "include", None) or () if name in _WITHOUT_EFFECT)
+    if isinstance(body, ResponsesBody):
+        names = ("max_tool_calls", "user", "safety_identifier", "prompt_cache_key")
+        yield from (name for name in names if getattr(body, name) is not None)
+        yield from (f"include.{name}" for name in body.include or () if name in _WITHOUT_EFFECT)
     if body.text is not None and body.text.verbosity is not None:
         yield "text.verbosity"
     if body.reasoning is not None and body.reasoning.summary is not None:
