@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, get_args
 
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from qwenkit.server.openai.schema import ChatBody, CompletionBody
+from qwenkit.server.bodies import Body
+from qwenkit.server.endpoints import chosen
 from tests.support.http import Live
 
 _LEAVES = st.one_of(
@@ -26,7 +28,7 @@ JSON = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(_NAMES, inner, max_size=3),
     max_leaves=8,
 )
-_FEW = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+_FEW = settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 def _fields(body: Any) -> st.SearchStrategy[dict[str, Any]]:
@@ -34,15 +36,48 @@ def _fields(body: Any) -> st.SearchStrategy[dict[str, Any]]:
     return st.dictionaries(st.sampled_from(names), JSON, max_size=3)
 
 
-@_FEW
-@given(fields=_fields(ChatBody))
-def test_chat(server: Live, fields: dict[str, Any]) -> None:
-    answer = server.chat(**({"max_tokens": 5} | fields))
-    assert answer.status in (200, 400, 404), answer.body
+def _endpoints() -> list[Any]:
+    """All that read a body, with the body."""
+    found = {e.path: e.body for protocol in chosen(()) for e in protocol.endpoints if e.body is not None}
+    return [pytest.param(path, body, id=path) for path, body in found.items() if "{" not in path]
 
 
-@_FEW
-@given(fields=_fields(CompletionBody))
-def test_completions(server: Live, fields: dict[str, Any]) -> None:
-    answer = server.complete(**({"prompt": "a", "max_tokens": 5} | fields))
-    assert answer.status in (200, 400, 404), answer.body
+BASE: dict[str, Any] = {
+    "prompt": "a",
+    "inputs": "a",
+    "input": "a",
+    "messages": [{"role": "user", "content": "a"}],
+    "max_tokens": 5,
+    "tokens": [1],
+    "model": "scripted",
+    "parameters": {"max_new_tokens": 5},
+}
+"""What some endpoint cannot do without."""
+
+
+@pytest.mark.parametrize(("path", "body"), _endpoints())
+def test_every_endpoint(server: Live, path: str, body: Any) -> None:
+    known = {name: value for name, value in BASE.items() if name in body.model_fields}
+
+    @_FEW
+    @given(fields=_fields(body), deep=_deep(body))
+    def ask(fields: dict[str, Any], deep: dict[str, Any]) -> None:
+        answer = server.ask(path, known | fields | deep)
+        assert answer.status < 500, (known | fields | deep, answer.body)
+
+    ask()
+
+
+def _deep(body: Any) -> st.SearchStrategy[dict[str, Any]]:
+    """Fields that are objects of their own, with anything in them."""
+    inner = {
+        name: kind
+        for name, field in body.model_fields.items()
+        for kind in get_args(field.annotation) or (field.annotation,)
+        if isinstance(kind, type) and issubclass(kind, Body)
+    }
+    if not inner:
+        return st.just({})
+    return st.dictionaries(st.sampled_from(sorted(inner)), st.just(None), max_size=1).flatmap(
+        lambda chosen_: st.fixed_dictionaries({name: _fields(inner[name]) for name in chosen_})
+    )
