@@ -16,12 +16,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from qwenkit.backends.openai_wire import read_logprobs
+from qwenkit.backends.openai_wire import json_form, read_logprobs
 from qwenkit.backends.thought_tags import ThoughtTags
 from qwenkit.core.errors import InputError, RemoteError
 from qwenkit.core.types import (
@@ -119,13 +118,10 @@ def _constraint(params: SamplingParams) -> dict[str, Any]:
     constraint = params.constraint
     if constraint is None:
         return {}
-    if constraint.kind == "json_object":
-        return {"response_format": {"type": "json_object"}}
-    if constraint.kind != "json_schema":
+    form = json_form(constraint)
+    if form is None:
         raise InputError(f"a {constraint.kind} constraint cannot be sent to DashScope; use a JSON schema")
-    schema = json.loads(constraint.value) if isinstance(constraint.value, str) else constraint.value
-    named = {"name": "reply", "schema": schema, "strict": True}
-    return {"response_format": {"type": "json_schema", "json_schema": named}}
+    return {"response_format": form}
 
 
 class ReplyReader:

@@ -24,6 +24,7 @@ from typing import Any
 from qwenkit.backends.thought_tags import ThoughtTags
 from qwenkit.core.errors import InputError, RemoteError
 from qwenkit.core.types import (
+    Constraint,
     Delta,
     FinishReason,
     Message,
@@ -110,14 +111,21 @@ def _constraint(params: SamplingParams) -> dict[str, Any]:
     constraint = params.constraint
     if constraint is None:
         return {}
-    if constraint.kind == "json_object":
-        return {"response_format": {"type": "json_object"}}
-    if constraint.kind == "json_schema":
-        schema = json.loads(constraint.value) if isinstance(constraint.value, str) else constraint.value
-        named = {"name": "reply", "schema": schema, "strict": True}
-        return {"response_format": {"type": "json_schema", "json_schema": named}}
+    form = json_form(constraint)
+    if form is not None:
+        return {"response_format": form}
     value = list(constraint.value) if constraint.kind == "choice" else constraint.value
     return {"structured_outputs": {constraint.kind: value}}
+
+
+def json_form(constraint: Constraint) -> dict[str, Any] | None:
+    """What ``response_format`` says of a constraint; None where it has no words for it."""
+    if constraint.kind == "json_object":
+        return {"type": "json_object"}
+    if constraint.kind != "json_schema":
+        return None
+    schema = json.loads(constraint.value) if isinstance(constraint.value, str) else constraint.value
+    return {"type": "json_schema", "json_schema": {"name": "reply", "schema": schema, "strict": True}}
 
 
 class ReplyReader:

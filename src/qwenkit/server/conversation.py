@@ -6,62 +6,17 @@ Knows no protocol.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from qwenkit.backends.base import Backend
 from qwenkit.chat.parser import ReplyParser, reply_parser
 from qwenkit.chat.reasoning import opens_thought
-from qwenkit.chat.tools import ToolChoice
-from qwenkit.core.errors import did_you_mean
-from qwenkit.core.types import Message, Request, SamplingParams, ToolSpec
+from qwenkit.core.types import Message, Request, SamplingParams
 from qwenkit.server.errors import refuse
+from qwenkit.server.turns import ToolUse
 from qwenkit.tokenizer.base import Segment
-
-MAX_TOOLS = 128
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ToolUse:
-    """Which tools a reply may or must call."""
-
-    tools: tuple[ToolSpec, ...] = ()
-    choice: ToolChoice = "none"
-    parallel: bool = True
-
-
-def make_tools(functions: Iterable[ToolSpec], name: str) -> tuple[ToolSpec, ...]:
-    """Tools, once it is clear that the model can tell them apart.
-
-    Args:
-        functions: as the client describes them.
-        name: of the client's field.
-
-    Raises:
-        ApiError: there are too many, or names are missing or the same.
-    """
-    tools = tuple(functions)
-    if len(tools) > MAX_TOOLS:
-        raise refuse(f"{name} holds {len(tools)}; use at most {MAX_TOOLS}", name, "invalid_value")
-    names = [tool.name for tool in tools]
-    if "" in names or len(set(names)) < len(names):
-        raise refuse(f"{name} must have names, each of its own", name, "invalid_value")
-    return tools
-
-
-def find_tool(wanted: str, tools: tuple[ToolSpec, ...], name: str) -> ToolSpec:
-    """The tool that a client's field names.
-
-    Raises:
-        ApiError: there is none of that name.
-    """
-    for tool in tools:
-        if tool.name == wanted:
-            return tool
-    hint = did_you_mean(wanted, [tool.name for tool in tools])
-    sentence = f"{name} names {wanted!r:.80}, which is not among the functions{hint}"
-    raise refuse(sentence, name, "invalid_value")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -48,6 +48,11 @@ def make_sampling(names: Mapping[str, str] | None = None, **settings: Any) -> Sa
         raise refuse(sentence, name if known else None, "invalid_value") from None
 
 
+def read_top_k(value: int | None) -> int | None:
+    """Among servers of most protocols 0 and -1 both turn it off; the engine knows 0."""
+    return 0 if value == -1 else value
+
+
 def texts(value: str | list[str] | None) -> tuple[str, ...]:
     """One text, several or none, as several."""
     return (value,) if isinstance(value, str) else tuple(value or ())

@@ -114,7 +114,7 @@ def test_layers_are_small_and_versions_known(run: Instruction) -> None:
         assert "--no-install-recommends" in text
         assert text.endswith("rm -rf /var/lib/apt/lists/*")
     for install in re.findall(r"pip (?:install|wheel) [^&]*", text):
-        assert "--no-cache-dir" in install or "type=cache,target=/root/.cache/pip" in text
+        assert "--no-cache-dir" in install or "type=cache,target=/build/.cache/pip" in text
         assert (
             "--constraint constraints.txt" in install or "--no-index" in install or "PIP_CONSTRAINT=" in text
         )

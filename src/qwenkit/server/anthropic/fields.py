@@ -15,9 +15,10 @@ from qwenkit.server.anthropic.schema import (
     WantedToolBody,
 )
 from qwenkit.server.bodies import Refusals, refuse_fields
-from qwenkit.server.conversation import ToolUse, find_tool, make_tools, template_knows
+from qwenkit.server.conversation import template_knows
 from qwenkit.server.errors import refuse
-from qwenkit.server.sampling import make_sampling
+from qwenkit.server.sampling import make_sampling, read_top_k
+from qwenkit.server.turns import ToolUse, find_tool, make_tools
 
 REFUSED: Refusals = {
     "container": ((), "code is not run here; leave container out"),
@@ -147,7 +148,7 @@ def sampling_params(body: MessagesBody) -> SamplingParams:
         max_tokens=body.max_tokens,
         temperature=body.temperature,
         top_p=body.top_p,
-        top_k=0 if body.top_k == -1 else body.top_k,  # both turn it off among servers
+        top_k=read_top_k(body.top_k),
         min_p=body.min_p,
         repetition_penalty=body.repetition_penalty,
         seed=body.seed,

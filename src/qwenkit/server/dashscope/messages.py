@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-from qwenkit.chat.tools import ToolChoice
 from qwenkit.core.types import Message, ToolCall, ToolSpec
-from qwenkit.server.conversation import ToolUse, find_tool, make_tools
 from qwenkit.server.dashscope.schema import (
     ROLES,
     DashScopeCall,
@@ -17,6 +13,7 @@ from qwenkit.server.dashscope.schema import (
     DashScopeToolChoice,
 )
 from qwenkit.server.errors import refuse
+from qwenkit.server.turns import ToolUse, check_answers, choose_tools, find_tool, make_message, make_tools
 
 _MESSAGES = "input.messages"
 _TOOLS, _CHOICE = "parameters.tools", "parameters.tool_choice"
@@ -49,18 +46,13 @@ def _read_messages(bodies: list[DashScopeMessage]) -> tuple[Message, ...]:
     if not bodies:
         raise refuse(f"{_MESSAGES} is empty; give at least one", _MESSAGES, "invalid_value")
     messages: list[Message] = []
-    has_calls = False
     for n, body in enumerate(bodies):
         where = f"{_MESSAGES}[{n}]"
         if body.partial and (n < len(bodies) - 1 or body.role != "assistant"):
             sentence = f"{where}.partial is for the last message, if it is an assistant's; leave it out"
             raise refuse(sentence, f"{where}.partial", "invalid_value")
-        message = _message(body, where)
-        if message.role == "tool" and not (message.tool_call_id or has_calls):
-            sentence = f"{where} answers no call: it has no tool_call_id, and nothing was called before it"
-            raise refuse(sentence, f"{where}.tool_call_id", "invalid_value")
-        has_calls = has_calls or bool(message.tool_calls)
-        messages.append(message)
+        messages.append(_message(body, where))
+    check_answers(messages, _MESSAGES)
     return tuple(messages)
 
 
@@ -69,24 +61,14 @@ def _message(body: DashScopeMessage, where: str) -> Message:
         sentence = f"{where}.role={body.role!r:.80} is unknown; use one of {', '.join(ROLES)}"
         raise refuse(sentence, f"{where}.role", "invalid_value")
     calls = tuple(_call(c, f"{where}.tool_calls[{n}]") for n, c in enumerate(body.tool_calls or ()))
-    if calls and body.role != "assistant":
-        sentence = f"{where} has calls, which only assistant messages can have; drop them"
-        raise refuse(sentence, f"{where}.tool_calls", "invalid_value")
-    content = _content(body, where)
-    if content is None and not calls:
-        sentence = f"{where}.content is missing; only assistant messages that call tools can do without it"
-        raise refuse(sentence, f"{where}.content", "missing_field")
-    if body.role == "function" and not body.name:
-        sentence = f"{where}.name is missing; function messages name their function"
-        raise refuse(sentence, f"{where}.name", "missing_field")
-    role: Any = "system" if body.role == "developer" else body.role
-    return Message(
-        role,
-        content or "",
+    return make_message(
+        where,
+        body.role,
+        _content(body, where),
+        calls=calls,
         name=body.name,
         reasoning=body.reasoning_content,
-        tool_calls=calls,
-        tool_call_id=body.tool_call_id,
+        call_id=body.tool_call_id,
     )
 
 
@@ -118,28 +100,16 @@ def read_tools(parameters: DashScopeParameters) -> ToolUse:
     """
     specs = [_spec(tool, f"{_TOOLS}[{n}]") for n, tool in enumerate(parameters.tools or ())]
     tools = make_tools(specs, _TOOLS)
-    choice = _choice(parameters.tool_choice, tools)
-    if choice == "none" or not tools:
-        return ToolUse()
-    # A function that is named is called once.
-    parallel = parameters.parallel_tool_calls is not False and not isinstance(choice, ToolSpec)
-    return ToolUse(tools=tools, choice=choice, parallel=parallel)
+    given = parameters.tool_choice
+    choice = _named(given, tools) if isinstance(given, DashScopeToolChoice) else given
+    return choose_tools(tools, choice, _CHOICE, parallel=parameters.parallel_tool_calls)
 
 
-def _choice(given: str | DashScopeToolChoice | None, tools: tuple[ToolSpec, ...]) -> ToolChoice:
-    if given is None:
-        return "auto" if tools else "none"
-    if isinstance(given, DashScopeToolChoice):
-        if given.type != "function" or given.function is None:
-            sentence = f'{_CHOICE} must be a text or {{"type": "function", "function": {{"name": NAME}}}}'
-            raise refuse(sentence, _CHOICE, "invalid_value")
-        return find_tool(given.function.name, tools, _CHOICE)
-    if given not in ("auto", "none", "required"):
-        sentence = f"{_CHOICE}={given!r:.80} is unknown; use auto, none, required or a function by name"
+def _named(given: DashScopeToolChoice, tools: tuple[ToolSpec, ...]) -> ToolSpec:
+    if given.type != "function" or given.function is None:
+        sentence = f'{_CHOICE} must be a text or {{"type": "function", "function": {{"name": NAME}}}}'
         raise refuse(sentence, _CHOICE, "invalid_value")
-    if given == "required" and not tools:
-        raise refuse(f"{_CHOICE}=required needs tools; give at least one", _CHOICE, "invalid_value")
-    return given  # type: ignore[return-value]
+    return find_tool(given.function.name, tools, _CHOICE)
 
 
 def _spec(tool: DashScopeTool, where: str) -> ToolSpec:

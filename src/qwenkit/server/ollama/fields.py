@@ -10,7 +10,7 @@ from qwenkit.server.conversation import template_knows
 from qwenkit.server.errors import ApiError, refuse
 from qwenkit.server.exchange import Exchange
 from qwenkit.server.ollama.schema import REFUSED, REFUSED_OPTIONS, OllamaOptionsBody, OllamaRequestBody
-from qwenkit.server.sampling import check_limit, check_logprobs, make_sampling
+from qwenkit.server.sampling import check_limit, check_logprobs, make_sampling, read_top_k
 from qwenkit.server.service import Service
 
 LATEST = ":latest"
@@ -80,7 +80,7 @@ def sampling_params(body: OllamaRequestBody, service: Service, exchange: Exchang
     settings: dict[str, Any] = {
         "max_tokens": _limit(options.num_predict),
         "temperature": options.temperature,
-        "top_k": 0 if options.top_k == -1 else options.top_k,
+        "top_k": read_top_k(options.top_k),
         "top_p": options.top_p,
         "min_p": options.min_p,
         "seed": None if options.seed == -1 else options.seed,

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 
 from qwenkit.core.types import Message, ToolCall, ToolSpec
 from qwenkit.server.bodies import refuse_fields
-from qwenkit.server.conversation import ToolUse, make_tools
 from qwenkit.server.errors import refuse
 from qwenkit.server.ollama.schema import (
     REFUSED_IN_MESSAGES,
@@ -15,6 +14,7 @@ from qwenkit.server.ollama.schema import (
     OllamaToolBody,
     OllamaToolCallBody,
 )
+from qwenkit.server.turns import ToolUse, check_answers, make_message, make_tools
 
 _ROLES = ("system", "user", "assistant", "tool")
 
@@ -25,17 +25,9 @@ def read_messages(bodies: Sequence[OllamaMessageBody]) -> tuple[Message, ...]:
     Raises:
         ApiError: one cannot be read.
     """
-    messages: list[Message] = []
-    has_calls = False
-    for n, body in enumerate(bodies):
-        message = _message(body, f"messages[{n}]")
-        if message.role == "tool" and not (message.tool_call_id or has_calls):
-            raise refuse(
-                f"messages[{n}] answers no call: nothing was called before it", f"messages[{n}].role"
-            )
-        has_calls = has_calls or bool(message.tool_calls)
-        messages.append(message)
-    return tuple(messages)
+    messages = tuple(_message(body, f"messages[{n}]") for n, body in enumerate(bodies))
+    check_answers(messages, "messages")
+    return messages
 
 
 def _message(body: OllamaMessageBody, where: str) -> Message:
@@ -45,19 +37,14 @@ def _message(body: OllamaMessageBody, where: str) -> Message:
         raise refuse(sentence, f"{where}.role", "invalid_value")
     refuse_fields(body, REFUSED_IN_MESSAGES, f"{where}.")
     calls = tuple(map(_call, body.tool_calls or ()))
-    if calls and role != "assistant":
-        sentence = f"{where} has calls, which only assistant messages can have; drop them"
-        raise refuse(sentence, f"{where}.tool_calls")
-    if body.content is None and not calls and not body.thinking:
-        sentence = f"{where}.content is missing; only assistant messages that call tools can do without it"
-        raise refuse(sentence, f"{where}.content", "missing_field")
-    return Message(
-        role,  # type: ignore[arg-type]
-        body.content or "",
+    return make_message(
+        where,
+        role,
+        "" if body.content is None and body.thinking else body.content,
+        calls=calls,
         name=body.tool_name,
         reasoning=body.thinking,
-        tool_calls=calls,
-        tool_call_id=body.tool_call_id,
+        call_id=body.tool_call_id,
     )
 
 

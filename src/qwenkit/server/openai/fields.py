@@ -17,6 +17,7 @@ from qwenkit.server.sampling import (
     make_sampling,
     object_schema,
     read_logit_bias,
+    read_top_k,
     texts,
 )
 
@@ -70,7 +71,7 @@ def sampling_params(
         max_tokens=max_tokens,
         min_tokens=either(body.min_tokens, 0),
         temperature=body.temperature,
-        top_k=0 if body.top_k == -1 else body.top_k,  # both turn it off among servers
+        top_k=read_top_k(body.top_k),
         top_p=body.top_p,
         min_p=body.min_p,
         repetition_penalty=body.repetition_penalty,

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from qwenkit.chat.tools import ToolChoice
 from qwenkit.core.types import Message, ToolCall, ToolSpec
-from qwenkit.server.conversation import ToolUse, find_tool, make_tools
 from qwenkit.server.errors import refuse
 from qwenkit.server.openai.schema import (
     ROLES,
@@ -20,6 +18,7 @@ from qwenkit.server.openai.schema import (
     ToolCallBody,
     ToolChoiceBody,
 )
+from qwenkit.server.turns import ToolUse, check_answers, choose_tools, find_tool, make_message, make_tools
 
 
 def read_messages(bodies: list[MessageBody]) -> tuple[Message, ...]:
@@ -28,18 +27,9 @@ def read_messages(bodies: list[MessageBody]) -> tuple[Message, ...]:
     Raises:
         ApiError: one cannot be read.
     """
-    messages: list[Message] = []
-    has_calls = False
-    for n, body in enumerate(bodies):
-        message = _message(body, f"messages[{n}]")
-        if message.role == "tool" and not (message.tool_call_id or has_calls):
-            sentence = (
-                f"messages[{n}] answers no call: it has no tool_call_id, and nothing was called before it"
-            )
-            raise refuse(sentence, f"messages[{n}].tool_call_id")
-        has_calls = has_calls or bool(message.tool_calls)
-        messages.append(message)
-    return tuple(messages)
+    messages = tuple(_message(body, f"messages[{n}]") for n, body in enumerate(bodies))
+    check_answers(messages, "messages")
+    return messages
 
 
 def _message(body: MessageBody, where: str) -> Message:
@@ -54,24 +44,14 @@ def _message(body: MessageBody, where: str) -> Message:
             *calls,
             ToolCall(id="", name=body.function_call.name, arguments=body.function_call.arguments),
         )
-    if calls and body.role != "assistant":
-        raise refuse(
-            f"{where} has calls, which only assistant messages can have; drop them", f"{where}.tool_calls"
-        )
-    content = _content(body, where)
-    if content is None and not calls:
-        sentence = f"{where}.content is missing; only assistant messages that call tools can do without it"
-        raise refuse(sentence, f"{where}.content", "missing_field")
-    if body.role == "function" and not body.name:
-        raise refuse(f"{where}.name is missing; function messages name their function", f"{where}.name")
-    role: Any = "system" if body.role == "developer" else body.role
-    return Message(
-        role,
-        content or "",
+    return make_message(
+        where,
+        body.role,
+        _content(body, where),
+        calls=calls,
         name=body.name,
         reasoning=body.reasoning_content,
-        tool_calls=calls,
-        tool_call_id=body.tool_call_id,
+        call_id=body.tool_call_id,
     )
 
 
@@ -110,24 +90,11 @@ def read_tools(body: ChatBody) -> ToolUse:
     if is_legacy(body):
         return _legacy(body)
     tools = tool_specs(body.tools)
-    given: Any = body.tool_choice if body.tool_choice is not None else ("auto" if tools else "none")
+    given: str | ToolChoiceBody | None = body.tool_choice
     if isinstance(given, ToolChoiceBody) and given.type == "allowed_tools":
         tools, given = _allowed(given.allowed_tools, tools)
-    choice: ToolChoice
-    if isinstance(given, ToolChoiceBody):
-        choice = _named(given, tools)
-    elif given in ("auto", "none", "required"):
-        choice = given
-    else:
-        sentence = f"tool_choice={given!r:.80} is unknown; use auto, none, required or a function by name"
-        raise refuse(sentence, "tool_choice", "invalid_value")
-    if choice == "required" and not tools:
-        raise refuse("tool_choice=required needs tools; give at least one", "tool_choice", "invalid_value")
-    if choice == "none" or not tools:
-        return ToolUse()
-    # A function that is named is called once.
-    parallel = body.parallel_tool_calls is not False and not isinstance(choice, ToolSpec)
-    return ToolUse(tools=tools, choice=choice, parallel=parallel)
+    choice = _named(given, tools) if isinstance(given, ToolChoiceBody) else given
+    return choose_tools(tools, choice, "tool_choice", parallel=body.parallel_tool_calls)
 
 
 def is_legacy(body: ChatBody) -> bool:

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
-from qwenkit.chat.tools import ToolChoice
 from qwenkit.core.errors import InputError
 from qwenkit.core.types import Constraint, SamplingParams, ToolSpec
 from qwenkit.server.bodies import Refusals
-from qwenkit.server.conversation import ToolUse, find_tool, make_tools
 from qwenkit.server.errors import refuse
 from qwenkit.server.responses.schema import (
     FunctionToolBody,
@@ -18,7 +15,8 @@ from qwenkit.server.responses.schema import (
     ResponsesBody,
     TextFormatBody,
 )
-from qwenkit.server.sampling import check_limit, check_logprobs, either, make_sampling
+from qwenkit.server.sampling import check_limit, check_logprobs, either, make_sampling, read_top_k
+from qwenkit.server.turns import ToolUse, choose_tools, find_tool, make_tools
 
 _TIERS = ("auto", "default")
 REFUSED: Refusals = {
@@ -92,7 +90,7 @@ def sampling_params(body: ResponsesBody) -> SamplingParams:
         max_tokens=check_limit("max_output_tokens", body.max_output_tokens),
         temperature=body.temperature,
         top_p=body.top_p,
-        top_k=0 if body.top_k == -1 else body.top_k,  # both turn it off among servers
+        top_k=read_top_k(body.top_k),
         min_p=body.min_p,
         repetition_penalty=body.repetition_penalty,
         frequency_penalty=body.frequency_penalty,
@@ -139,27 +137,18 @@ def read_tools(body: InputTokensBody) -> ToolUse:
         ApiError: they cannot be offered, or the choice makes no sense.
     """
     tools = make_tools([_spec(f"tools[{n}]", tool) for n, tool in enumerate(body.tools or ())], "tools")
-    given: Any = body.tool_choice if body.tool_choice is not None else ("auto" if tools else "none")
+    given: str | PickBody | None = body.tool_choice
     if isinstance(given, PickBody) and given.type == "allowed_tools":
         tools, given = _allowed(given, tools)
-    choice: ToolChoice
-    if isinstance(given, PickBody):
-        if given.type != "function":
-            sentence = f"tool_choice.type={given.type!r:.40} is not offered here; use function"
-            raise refuse(sentence, "tool_choice.type", "unsupported_field")
-        choice = find_tool(given.name or "", tools, "tool_choice")
-    elif given in ("auto", "none", "required"):
-        choice = given
-    else:
-        sentence = f"tool_choice={given!r:.80} is unknown; use auto, none, required or a function by name"
-        raise refuse(sentence, "tool_choice", "invalid_value")
-    if choice == "required" and not tools:
-        raise refuse("tool_choice=required needs tools; give at least one", "tool_choice", "invalid_value")
-    if choice == "none" or not tools:
-        return ToolUse()
-    # A function that is named is called once.
-    parallel = body.parallel_tool_calls is not False and not isinstance(choice, ToolSpec)
-    return ToolUse(tools=tools, choice=choice, parallel=parallel)
+    choice = _named(given, tools) if isinstance(given, PickBody) else given
+    return choose_tools(tools, choice, "tool_choice", parallel=body.parallel_tool_calls)
+
+
+def _named(given: PickBody, tools: tuple[ToolSpec, ...]) -> ToolSpec:
+    if given.type != "function":
+        sentence = f"tool_choice.type={given.type!r:.40} is not offered here; use function"
+        raise refuse(sentence, "tool_choice.type", "unsupported_field")
+    return find_tool(given.name or "", tools, "tool_choice")
 
 
 def _spec(where: str, body: FunctionToolBody) -> ToolSpec:

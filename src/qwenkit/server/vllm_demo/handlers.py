@@ -11,7 +11,14 @@ from qwenkit.core.types import Request, SamplingParams
 from qwenkit.server.answering import stream_answer, whole_answer
 from qwenkit.server.bodies import refuse_fields
 from qwenkit.server.errors import refuse
-from qwenkit.server.sampling import check_limit, check_token_ids, either, make_sampling, read_logit_bias
+from qwenkit.server.sampling import (
+    check_limit,
+    check_token_ids,
+    either,
+    make_sampling,
+    read_logit_bias,
+    read_top_k,
+)
 from qwenkit.server.service import Service
 from qwenkit.server.sse import LINES
 from qwenkit.server.token_text import encode_raw
@@ -66,7 +73,7 @@ def _sampling(body: DemoBody, vocab_size: int) -> SamplingParams:
         max_tokens=either(check_limit("max_tokens", body.max_tokens), _DEFAULT_MAX_TOKENS),
         min_tokens=either(body.min_tokens, 0),
         temperature=either(body.temperature, 1.0),
-        top_k=0 if body.top_k in (None, -1) else body.top_k,
+        top_k=read_top_k(either(body.top_k, 0)),
         top_p=either(body.top_p, 1.0),
         min_p=either(body.min_p, 0.0),
         repetition_penalty=either(body.repetition_penalty, 1.0),
